@@ -1,0 +1,146 @@
+"""Launching commands: schemas registered with Hydra, one-line errors, exit codes.
+
+Exit code 0 means success, 2 a user mistake (one line on stderr), 130 Ctrl-C; any other exception
+is a bug and keeps its traceback.
+"""
+
+import difflib
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.logging import RichHandler
+
+from asr.config import KINDS
+from asr.errors import AsrError
+
+CONFIG_DIR = str(Path(__file__).parent / "conf")
+ConfigT = TypeVar("ConfigT")
+
+
+def launch(
+    task: Callable[[ConfigT], int | None],
+    *,
+    config_name: str,
+    schema: type[ConfigT],
+    plain_arguments_as: str | None = None,
+) -> int:
+    """Compose ``conf/<config_name>.yaml`` with the command line, check it, run ``task`` on it.
+
+    Args:
+        task: receives the typed config; returns an exit code or None for success.
+        plain_arguments_as: option (a list of strings) that collects arguments which are neither
+            ``key=value`` nor flags, as in ``asr.transcribe a.wav b.flac``.
+    """
+    register_schemas(config_name, schema)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through: this module words them
+    arguments = sys.argv[1:]
+    plain: list[str] = []
+    if plain_arguments_as is not None:
+        plain, arguments = split_plain_arguments(arguments)
+    exit_codes: list[int] = []
+
+    @hydra.main(config_path=CONFIG_DIR, config_name=config_name, version_base="1.3")
+    def run(composed: DictConfig) -> None:
+        if plain_arguments_as is not None:
+            composed[plain_arguments_as] = list(composed[plain_arguments_as]) + plain
+        exit_codes.append(task(to_typed(composed)) or 0)
+
+    original = sys.argv
+    sys.argv = [original[0], *arguments]
+    try:
+        run()
+    except AsrError as error:
+        return fail(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        return fail(one_line(error, schema))
+    except KeyboardInterrupt:
+        return fail("interrupted", code=130)
+    finally:
+        sys.argv = original
+    return max(exit_codes, default=0)
+
+
+def to_typed(composed: DictConfig) -> Any:
+    """A composed configuration as its schema's dataclass; runs every cross-field check."""
+    return OmegaConf.to_object(composed)
+
+
+def register_schemas(config_name: str, schema: type) -> None:
+    """Make ``<config_name>_schema`` and each group's ``<kind>_schema`` known to Hydra."""
+    store = ConfigStore.instance()
+    store.store(name=f"{config_name}_schema", node=schema)
+    for group, kinds in KINDS.items():
+        for kind, node in kinds.items():
+            store.store(group=group, name=f"{kind}_schema", node=node)
+
+
+def split_plain_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """``(plain, for_hydra)``. An existing file is plain even when its name holds '='."""
+    plain: list[str] = []
+    for_hydra: list[str] = []
+    takes_value = False
+    for argument in arguments:
+        is_flag = argument.startswith("-")
+        is_override = re.match(r"^[~+]{0,2}[A-Za-z_][\w./@]*=", argument) is not None
+        if takes_value or is_flag or (is_override and not Path(argument).exists()):
+            for_hydra.append(argument)
+        else:
+            plain.append(argument)
+        takes_value = argument in {"--cfg", "-c", "--package", "-p", "--config-name", "-cn", "--info", "-i"}
+    return plain, for_hydra
+
+
+def fail(message: str, code: int = 2) -> int:
+    sys.stderr.write(f"error: {' '.join(message.splitlines())}\n")
+    return code
+
+
+def one_line(error: Exception, schema: type) -> str:
+    """Hydra's and OmegaConf's multi-line complaints as one line, with a suggestion for misspelt keys."""
+    text = str(error)
+    key = getattr(error, "full_key", None) or ""
+    unknown = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' not in", text)
+    if unknown:
+        name = unknown.group(1)
+        close = difflib.get_close_matches(key or name, option_names(schema), n=1, cutoff=0.6)
+        hint = f"; did you mean {close[0]!r}?" if close else "; see --help for the options"
+        return f"unknown option {key or name!r}{hint}"
+    if "Missing mandatory value" in text:
+        return f"option {key or text.rsplit(':', 1)[-1].strip()!r} must be given: {key or 'option'}=VALUE"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith(("full_key", "reference_type", "object_type"))]
+    prefix = f"option {key!r}: " if key else ""
+    return prefix + "; ".join(lines)
+
+
+def option_names(schema: type) -> list[str]:
+    """Every dotted option name that any kind of any group knows."""
+    names = list(schema.__dataclass_fields__)  # type: ignore[attr-defined]
+    for group, kinds in KINDS.items():
+        for node in kinds.values():
+            names += [f"{group}.{name}" for name in node.__dataclass_fields__]
+    return names
+
+
+def setup_logging(log_file: Path | None = None) -> None:
+    """Messages of this program at INFO to the terminal (and a file); warnings of everybody else."""
+    handlers: list[logging.Handler] = [
+        RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
+    ]
+    if log_file is not None:
+        to_file = logging.FileHandler(log_file)
+        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handlers.append(to_file)
+    logging.basicConfig(level=logging.WARNING, handlers=handlers, format="%(message)s", force=True)
+    logging.getLogger("asr").setLevel(logging.INFO)

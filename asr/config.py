@@ -1,0 +1,539 @@
+"""Typed schema of every option: each YAML in ``conf/`` is checked against these classes.
+
+A wrong type or an unknown key fails when Hydra composes the configuration; values out of range
+and contradictions fail in ``__post_init__``, before anything expensive starts. The classes are
+plain data: nothing here imports Hydra, and everything below ``build.py`` receives these objects.
+
+Where a choice is made by ``kind`` (features, model, optimizer, …) each kind has its own class, so
+that an option which the chosen kind would ignore does not exist.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from asr.errors import ConfigError
+
+REQUIRED: Any = "???"
+"""Marker for a value that the user or a preset must give (OmegaConf's spelling)."""
+
+
+def check_choice(option: str, value: str, choices: Collection[str]) -> None:
+    if value not in choices:
+        close = difflib.get_close_matches(str(value), list(choices), n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"{option}={value} is not one of {', '.join(choices)}{hint}")
+
+
+def check_range(
+    option: str,
+    value: float,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+) -> None:
+    bounds = [
+        (at_least, lambda bound: value >= bound, "at least"),
+        (above, lambda bound: value > bound, "above"),
+        (at_most, lambda bound: value <= bound, "at most"),
+        (below, lambda bound: value < bound, "below"),
+    ]
+    for bound, holds, words in bounds:
+        if bound is not None and not holds(bound):
+            raise ConfigError(f"{option}={value} must be {words} {bound:g}")
+
+
+# --------------------------------------------------------------------------- front-end
+
+
+@dataclass
+class FeaturesConfig:
+    """Short-time spectra, computed on the model's device."""
+
+    kind: str = REQUIRED
+    sample_rate: int = 16000
+    window_seconds: float = 0.025
+    hop_seconds: float = 0.010
+    dither: float = 1e-5
+    normalise: str = "utterance"
+
+    def __post_init__(self) -> None:
+        check_range("features.sample_rate", self.sample_rate, at_least=1000)
+        check_range("features.hop_seconds", self.hop_seconds, above=0)
+        check_range("features.dither", self.dither, at_least=0)
+        check_choice("features.normalise", self.normalise, ["utterance", "utterance_mean", "none"])
+        if self.window_seconds < self.hop_seconds:
+            raise ConfigError(
+                f"features.window_seconds={self.window_seconds} is shorter than features.hop_seconds="
+                f"{self.hop_seconds}: samples between the windows would be ignored"
+            )
+
+
+@dataclass
+class LogMelConfig(FeaturesConfig):
+    kind: str = "logmel"
+    num_mels: int = 80
+    low_hz: float = 20.0
+    high_hz: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("features.num_mels", self.num_mels, at_least=1)
+        check_mel_band(self.sample_rate, self.low_hz, self.high_hz)
+
+
+@dataclass
+class MfccConfig(FeaturesConfig):
+    kind: str = "mfcc"
+    num_mfcc: int = 40
+    num_mels: int = 80
+    low_hz: float = 20.0
+    high_hz: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("features.num_mels", self.num_mels, at_least=1)
+        check_mel_band(self.sample_rate, self.low_hz, self.high_hz)
+        if not 1 <= self.num_mfcc <= self.num_mels:
+            raise ConfigError(
+                f"features.num_mfcc={self.num_mfcc} must be between 1 and features.num_mels={self.num_mels}"
+            )
+
+
+@dataclass
+class SpectrogramConfig(FeaturesConfig):
+    kind: str = "spectrogram"
+
+
+def check_mel_band(sample_rate: int, low_hz: float, high_hz: float | None) -> None:
+    nyquist = sample_rate / 2
+    high = nyquist if high_hz is None else high_hz
+    if not 0 <= low_hz < high <= nyquist:
+        raise ConfigError(
+            f"features.low_hz={low_hz:g} and features.high_hz={high:g} must satisfy 0 <= low < high <= "
+            f"{nyquist:g} (half of features.sample_rate={sample_rate})"
+        )
+
+
+# --------------------------------------------------------------------------- augmentation
+
+
+@dataclass
+class AugmentConfig:
+    """Changes made to training audio only. Seeded per utterance and epoch."""
+
+    speed_factors: list[float] = field(default_factory=lambda: [1.0])
+    gain_db: float = 0.0
+    num_time_masks: int = 0
+    time_mask_seconds: float = 0.4
+    time_mask_share: float = 0.2
+    num_mel_masks: int = 0
+    mel_mask_share: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not self.speed_factors:
+            raise ConfigError("augment.speed_factors is empty; use [1.0] to leave the speed alone")
+        for factor in self.speed_factors:
+            check_range("augment.speed_factors", factor, at_least=0.5, at_most=2.0)
+        check_range("augment.gain_db", self.gain_db, at_least=0)
+        check_range("augment.num_time_masks", self.num_time_masks, at_least=0)
+        check_range("augment.num_mel_masks", self.num_mel_masks, at_least=0)
+        check_range("augment.time_mask_seconds", self.time_mask_seconds, above=0)
+        check_range("augment.time_mask_share", self.time_mask_share, above=0, at_most=1)
+        check_range("augment.mel_mask_share", self.mel_mask_share, above=0, at_most=1)
+
+
+# --------------------------------------------------------------------------- text
+
+
+@dataclass
+class TextConfig:
+    """How transcripts are normalised, for training and scoring alike."""
+
+    case: str = "lower"
+    keep_punctuation: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("text.case", self.case, ["lower", "upper", "keep"])
+
+
+@dataclass
+class TokenizerConfig:
+    kind: str = REQUIRED
+
+
+@dataclass
+class CharTokenizerConfig(TokenizerConfig):
+    kind: str = "char"
+
+
+@dataclass
+class SentencePieceConfig(TokenizerConfig):
+    kind: str = "sentencepiece"
+    model_type: str = "unigram"
+    vocab_size: int = 256
+
+    def __post_init__(self) -> None:
+        check_choice("tokenizer.model_type", self.model_type, ["unigram", "bpe"])
+        check_range("tokenizer.vocab_size", self.vocab_size, at_least=3)
+
+
+# --------------------------------------------------------------------------- model
+
+
+@dataclass
+class ModelConfig:
+    kind: str = REQUIRED
+
+
+@dataclass
+class BiLstmConfig(ModelConfig):
+    """2-D convolutional subsampling followed by bidirectional LSTM layers (Deep Speech 2)."""
+
+    kind: str = "bilstm"
+    conv_channels: list[int] = field(default_factory=lambda: [32, 32])
+    conv_kernels: list[list[int]] = field(default_factory=lambda: [[11, 21], [11, 11]])
+    conv_strides: list[list[int]] = field(default_factory=lambda: [[2, 2], [1, 2]])
+    rnn_size: int = 256
+    rnn_layers: int = 3
+    rnn_norm: str = "batch"
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("conv_channels", "conv_kernels", "conv_strides"):
+            if len(getattr(self, name)) != len(self.conv_channels):
+                raise ConfigError(
+                    f"model.{name} has {len(getattr(self, name))} entries but model.conv_channels has "
+                    f"{len(self.conv_channels)}: give one per convolution"
+                )
+        for name in ("conv_kernels", "conv_strides"):
+            for pair in getattr(self, name):
+                if len(pair) != 2 or min(pair) < 1:
+                    raise ConfigError(f"model.{name}: each entry is [time, mel] with values >= 1, not {pair}")
+        if any(size % 2 == 0 for pair in self.conv_kernels for size in pair):
+            raise ConfigError(f"model.conv_kernels={self.conv_kernels} must be odd, so that frames stay centred")
+        for channels in self.conv_channels:
+            check_range("model.conv_channels", channels, at_least=1)
+        check_range("model.rnn_size", self.rnn_size, at_least=1)
+        check_range("model.rnn_layers", self.rnn_layers, at_least=1)
+        check_range("model.dropout", self.dropout, at_least=0, below=1)
+        check_choice("model.rnn_norm", self.rnn_norm, ["batch", "layer", "none"])
+
+
+# --------------------------------------------------------------------------- loss, optimizer, schedule
+
+
+@dataclass
+class LossConfig:
+    kind: str = "ctc"
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_choice("loss.kind", self.kind, ["ctc"])
+        check_choice("loss.backend", self.backend, ["auto", "native", "fused", "reference"])
+
+
+@dataclass
+class OptimizerConfig:
+    kind: str = REQUIRED
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_range("optimizer.learning_rate", self.learning_rate, above=0)
+        check_range("optimizer.weight_decay", self.weight_decay, at_least=0)
+
+
+@dataclass
+class AdamConfig(OptimizerConfig):
+    kind: str = "adam"
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
+    epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"optimizer.betas={self.betas} must be two numbers in [0, 1)")
+        check_range("optimizer.epsilon", self.epsilon, above=0)
+
+
+@dataclass
+class AdamWConfig(AdamConfig):
+    kind: str = "adamw"
+    weight_decay: float = 0.01
+
+
+@dataclass
+class SgdConfig(OptimizerConfig):
+    kind: str = "sgd"
+    momentum: float = 0.9
+    nesterov: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("optimizer.momentum", self.momentum, at_least=0, below=1)
+        if self.nesterov and self.momentum == 0:
+            raise ConfigError("optimizer.nesterov=true needs optimizer.momentum above 0")
+
+
+@dataclass
+class ScheduleConfig:
+    kind: str = REQUIRED
+
+
+@dataclass
+class ConstantConfig(ScheduleConfig):
+    kind: str = "constant"
+    warmup_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_range("schedule.warmup_share", self.warmup_share, at_least=0, below=1)
+
+
+@dataclass
+class NoamConfig(ScheduleConfig):
+    kind: str = "noam"
+    warmup_steps: int = 1000
+
+    def __post_init__(self) -> None:
+        check_range("schedule.warmup_steps", self.warmup_steps, at_least=1)
+
+
+@dataclass
+class OneCycleConfig(ScheduleConfig):
+    kind: str = "one_cycle"
+    warmup_share: float = 0.3
+    initial_divisor: float = 25.0
+    final_divisor: float = 1e4
+
+    def __post_init__(self) -> None:
+        check_range("schedule.warmup_share", self.warmup_share, above=0, below=1)
+        check_range("schedule.initial_divisor", self.initial_divisor, at_least=1)
+        check_range("schedule.final_divisor", self.final_divisor, at_least=1)
+
+
+@dataclass
+class CosineConfig(ScheduleConfig):
+    kind: str = "cosine"
+    warmup_share: float = 0.05
+    final_share: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_range("schedule.warmup_share", self.warmup_share, at_least=0, below=1)
+        check_range("schedule.final_share", self.final_share, at_least=0, at_most=1)
+
+
+# --------------------------------------------------------------------------- data, trainer, logger, decoder
+
+
+@dataclass
+class DataConfig:
+    """Where the manifests are and how utterances become batches."""
+
+    name: str = REQUIRED
+    train: str = REQUIRED
+    dev: str = REQUIRED
+    test: str | None = None
+    prepare_hint: str = "python -m asr.prepare"
+    max_batch_utterances: int = 16
+    max_batch_seconds: float = 240.0
+    min_seconds: float = 0.0
+    max_seconds: float = 30.0
+    num_workers: int = 1
+    cache_audio_gib: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_range("data.max_batch_utterances", self.max_batch_utterances, at_least=1)
+        check_range("data.max_batch_seconds", self.max_batch_seconds, above=0)
+        check_range("data.min_seconds", self.min_seconds, at_least=0)
+        check_range("data.num_workers", self.num_workers, at_least=0)
+        check_range("data.cache_audio_gib", self.cache_audio_gib, at_least=0)
+        if self.max_seconds <= self.min_seconds:
+            raise ConfigError(
+                f"data.max_seconds={self.max_seconds:g} must exceed data.min_seconds={self.min_seconds:g}"
+            )
+        if self.max_seconds > self.max_batch_seconds:
+            raise ConfigError(
+                f"data.max_seconds={self.max_seconds:g} exceeds data.max_batch_seconds="
+                f"{self.max_batch_seconds:g}: an utterance that long would fit no batch"
+            )
+
+
+@dataclass
+class TrainerConfig:
+    accelerator: str = "auto"
+    devices: int = 1
+    precision: str = "auto"
+    max_epochs: int = 50
+    max_minutes: float | None = None
+    gradient_clip_norm: float = 1.0
+    accumulate_batches: int = 1
+    validate_every_epochs: int = 1
+    early_stopping_epochs: int | None = None
+    non_finite_loss: str = "stop"
+    log_every_steps: int = 10
+    num_dev_samples: int = 3
+    num_threads: int | None = None
+    progress_bar: bool = True
+
+    def __post_init__(self) -> None:
+        check_choice("trainer.accelerator", self.accelerator, ["auto", "cpu", "gpu"])
+        check_choice("trainer.precision", self.precision, ["auto", "32", "bf16"])
+        check_choice("trainer.non_finite_loss", self.non_finite_loss, ["stop", "skip"])
+        check_range("trainer.devices", self.devices, at_least=1)
+        check_range("trainer.max_epochs", self.max_epochs, at_least=1)
+        check_range("trainer.gradient_clip_norm", self.gradient_clip_norm, above=0)
+        check_range("trainer.accumulate_batches", self.accumulate_batches, at_least=1)
+        check_range("trainer.validate_every_epochs", self.validate_every_epochs, at_least=1)
+        check_range("trainer.log_every_steps", self.log_every_steps, at_least=1)
+        check_range("trainer.num_dev_samples", self.num_dev_samples, at_least=0)
+        for option in ("max_minutes", "early_stopping_epochs", "num_threads"):
+            value = getattr(self, option)
+            if value is not None:
+                check_range(f"trainer.{option}", value, above=0)
+        if self.validate_every_epochs > self.max_epochs:
+            raise ConfigError(
+                f"trainer.validate_every_epochs={self.validate_every_epochs} exceeds trainer.max_epochs="
+                f"{self.max_epochs}: the model would never be validated"
+            )
+
+
+@dataclass
+class LoggerConfig:
+    tensorboard: bool = True
+    csv: bool = True
+
+
+@dataclass
+class DecoderConfig:
+    kind: str = REQUIRED
+
+
+@dataclass
+class GreedyConfig(DecoderConfig):
+    kind: str = "greedy"
+
+
+# --------------------------------------------------------------------------- commands
+
+
+@dataclass
+class TrainConfig:
+    """``python -m asr.train``."""
+
+    name: str = "default"
+    seed: int = 0
+    run_dir: str = REQUIRED
+    resume: str = "false"
+    features: FeaturesConfig = REQUIRED
+    augment: AugmentConfig = REQUIRED
+    text: TextConfig = field(default_factory=TextConfig)
+    tokenizer: TokenizerConfig = REQUIRED
+    model: ModelConfig = REQUIRED
+    loss: LossConfig = REQUIRED
+    optimizer: OptimizerConfig = REQUIRED
+    schedule: ScheduleConfig = REQUIRED
+    data: DataConfig = REQUIRED
+    decoder: DecoderConfig = REQUIRED
+    trainer: TrainerConfig = REQUIRED
+    logger: LoggerConfig = REQUIRED
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, BiLstmConfig) and isinstance(self.features, FeaturesConfig):
+            check_range("seed", self.seed, at_least=0)
+
+
+@dataclass
+class EvaluateConfig:
+    """``python -m asr.evaluate``."""
+
+    checkpoint: str = REQUIRED
+    data: DataConfig = REQUIRED
+    split: str = "dev"
+    manifest: str | None = None
+    decoder: DecoderConfig = REQUIRED
+    output: str | None = None
+    device: str = "auto"
+    num_worst: int = 10
+
+    def __post_init__(self) -> None:
+        check_choice("split", self.split, ["train", "dev", "test"])
+        check_choice("device", self.device, ["auto", "cpu", "gpu"])
+        check_range("num_worst", self.num_worst, at_least=0)
+
+
+@dataclass
+class TranscribeConfig:
+    """``python -m asr.transcribe``."""
+
+    checkpoint: str = REQUIRED
+    inputs: list[str] = field(default_factory=list)
+    decoder: DecoderConfig = REQUIRED
+    format: str = "text"
+    output: str | None = None
+    device: str = "auto"
+    max_batch_seconds: float = 240.0
+    window_seconds: float = 30.0
+    overlap_seconds: float = 4.0
+
+    def __post_init__(self) -> None:
+        check_choice("format", self.format, ["text", "json"])
+        check_choice("device", self.device, ["auto", "cpu", "gpu"])
+        check_range("window_seconds", self.window_seconds, above=0)
+        check_range("max_batch_seconds", self.max_batch_seconds, at_least=self.window_seconds)
+        if not 0 <= self.overlap_seconds <= self.window_seconds / 2:
+            raise ConfigError(
+                f"overlap_seconds={self.overlap_seconds:g} must be between 0 and half of "
+                f"window_seconds={self.window_seconds:g}"
+            )
+
+
+KINDS: dict[str, dict[str, type]] = {
+    "features": {"logmel": LogMelConfig, "mfcc": MfccConfig, "spectrogram": SpectrogramConfig},
+    "tokenizer": {"char": CharTokenizerConfig, "sentencepiece": SentencePieceConfig},
+    "model": {"bilstm": BiLstmConfig},
+    "optimizer": {"adam": AdamConfig, "adamw": AdamWConfig, "sgd": SgdConfig},
+    "schedule": {
+        "constant": ConstantConfig,
+        "noam": NoamConfig,
+        "one_cycle": OneCycleConfig,
+        "cosine": CosineConfig,
+    },
+    "decoder": {"greedy": GreedyConfig},
+    "augment": {"augment": AugmentConfig},
+    "loss": {"ctc": LossConfig},
+    "data": {"data": DataConfig},
+    "trainer": {"trainer": TrainerConfig},
+    "logger": {"logger": LoggerConfig},
+}
+"""Group → kind → schema. The YAML files of a group name theirs as ``<kind>_schema`` in their defaults."""
+
+
+ConfigT = TypeVar("ConfigT")
+
+
+def from_plain(schema: type[ConfigT], values: Mapping[str, Any], where: str) -> ConfigT:
+    """Rebuild a flat config object from plain data (a checkpoint's), rejecting unknown or missing keys.
+
+    Raises:
+        ConfigError: naming the keys, prefixed by ``where``.
+    """
+    known = {item.name for item in dataclasses.fields(schema)}  # type: ignore[arg-type]
+    unknown, missing = sorted(set(values) - known), sorted(known - set(values))
+    if unknown or missing:
+        raise ConfigError(
+            f"{where}: options do not fit this version (unknown: {unknown or 'none'}; missing: {missing or 'none'})"
+        )
+    return schema(**values)
+
+
+def from_plain_kind(group: str, values: Mapping[str, Any], where: str) -> Any:
+    """Like :func:`from_plain`, for a group whose schema is chosen by the ``kind`` among its values."""
+    kind = values.get("kind")
+    if kind not in KINDS[group]:
+        raise ConfigError(f"{where}: unknown {group} kind {kind!r} (known: {', '.join(KINDS[group])})")
+    return from_plain(KINDS[group][kind], values, where)

@@ -1,0 +1,83 @@
+"""Named records that travel between modules, each with its shape legend."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """One line of a manifest: a stretch of audio and what was said in it.
+
+    ``duration_seconds`` counts from ``offset_seconds`` within the file. ``extra`` holds any
+    further manifest fields (accent, channel, …) untouched, for slicing reports.
+    """
+
+    id: str
+    audio_path: Path
+    duration_seconds: float
+    text: str
+    speaker: str = ""
+    offset_seconds: float = 0.0
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Batch(NamedTuple):
+    """What the data loader yields.
+
+    - ``utterance_ids``, ``texts``: one string per utterance (texts already normalised)
+    - ``waveforms``: ``(batch, samples)`` float32, zero-padded; ``waveform_lengths``: ``(batch,)`` int64
+    - ``targets``: ``(batch, tokens)`` int64, padded with ``blank_id``; ``target_lengths``: ``(batch,)`` int64
+    - ``seeds``: ``(batch,)`` int64, one augmentation seed per utterance and epoch
+    """
+
+    utterance_ids: tuple[str, ...]
+    waveforms: Tensor
+    waveform_lengths: Tensor
+    targets: Tensor
+    target_lengths: Tensor
+    texts: tuple[str, ...]
+    seeds: Tensor
+
+
+class Features(NamedTuple):
+    """``features``: ``(batch, frames, mels)`` float32; ``feature_lengths``: ``(batch,)`` int64."""
+
+    features: Tensor
+    feature_lengths: Tensor
+
+
+class Emissions(NamedTuple):
+    """``log_probs``: ``(batch, frames, vocab)`` float32, normalised; ``log_prob_lengths``: ``(batch,)`` int64."""
+
+    log_probs: Tensor
+    log_prob_lengths: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A recognised word with its place in the audio; ``confidence`` is in [0, 1]."""
+
+    text: str
+    start_seconds: float
+    end_seconds: float
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """What a decoder returns for one utterance.
+
+    ``token_ids`` are the labels after collapsing; ``token_frames[i]`` is the emission frame of
+    token ``i``; ``score`` is a natural-log score (greedy: log-probability of the best path;
+    beam: log-probability of the labelling, plus language-model terms where there are any).
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    score: float
+    token_frames: tuple[int, ...] = ()
+    words: tuple[Word, ...] = ()
