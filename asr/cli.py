@@ -54,14 +54,15 @@ def launch(
     def run(composed: DictConfig) -> None:
         if plain_arguments_as is not None:
             composed[plain_arguments_as] = list(composed[plain_arguments_as]) + plain
-        exit_codes.append(task(to_typed(composed)) or 0)
+        try:
+            exit_codes.append(task(to_typed(composed)) or 0)
+        except AsrError as error:  # here, because Hydra announces what leaves this function in its own words
+            exit_codes.append(fail(str(error)))
 
     original = sys.argv
     sys.argv = [original[0], *arguments]
     try:
         run()
-    except AsrError as error:
-        return fail(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         return fail(one_line(error, schema))
     except KeyboardInterrupt:
@@ -108,24 +109,33 @@ def fail(message: str, code: int = 2) -> int:
 
 def one_line(error: Exception, schema: type) -> str:
     """Hydra's and OmegaConf's multi-line complaints as one line, with a suggestion for misspelt keys."""
-    text = str(error)
-    key = getattr(error, "full_key", None) or ""
+    text = f"{error}\n{error.__cause__ or ''}"
+    key = getattr(error, "full_key", None) or getattr(error.__cause__, "full_key", None) or ""
     unknown = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' not in", text)
     if unknown:
-        name = unknown.group(1)
-        close = difflib.get_close_matches(key or name, option_names(schema), n=1, cutoff=0.6)
-        hint = f"; did you mean {close[0]!r}?" if close else "; see --help for the options"
-        return f"unknown option {key or name!r}{hint}"
+        return unknown_option(key or unknown.group(1), schema)
     if "Missing mandatory value" in text:
-        return f"option {key or text.rsplit(':', 1)[-1].strip()!r} must be given: {key or 'option'}=VALUE"
+        return f"option {key or text.rsplit(':', 1)[-1].strip()!r} must be given"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if "Config search path:" in lines:
+        lines = [line for line in lines[: lines.index("Config search path:")] if not line.endswith("_schema")]
     lines = [line for line in lines if not line.startswith(("full_key", "reference_type", "object_type"))]
-    prefix = f"option {key!r}: " if key else ""
-    return prefix + "; ".join(lines)
+    return "; ".join(lines)
+
+
+def unknown_option(name: str, schema: type) -> str:
+    """The misspelt option, with the nearest one that exists or the choice under which it would exist."""
+    group, _, leaf = name.partition(".")
+    fitting = [kind for kind, node in KINDS.get(group, {}).items() if leaf in node.__dataclass_fields__]
+    if fitting:
+        return f"unknown option {name!r}: it exists only for kind {' or '.join(fitting)} of {group}"
+    close = difflib.get_close_matches(name, option_names(schema), n=1, cutoff=0.6)
+    hint = f"; did you mean {close[0]!r}?" if close else "; see --help for the options"
+    return f"unknown option {name!r}{hint}"
 
 
 def option_names(schema: type) -> list[str]:
-    """Every dotted option name that any kind of any group knows."""
+    """Every dotted option name that ``schema`` or any kind of any group knows."""
     names = list(schema.__dataclass_fields__)  # type: ignore[attr-defined]
     for group, kinds in KINDS.items():
         for node in kinds.values():
