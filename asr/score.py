@@ -1,0 +1,321 @@
+"""Word and character error counts: alignment, pooling, and what the errors are made of.
+
+Texts and token sequences only; tensors never get here. Rates are pooled counts divided once.
+
+**Which alignment.** Several alignments can have the smallest number of errors and still split
+them differently into substitutions, deletions and insertions. :func:`align` and every count in
+this module take rapidfuzz's choice, which is jiwer's too, so both report the same figures.
+NIST sclite minimises ``4 S + 3 D + 3 I`` instead, so it prefers a deletion with an insertion
+around a correct word to two substitutions (``a b`` read as ``b c``: jiwer 2 S, sclite 1 D + 1 I)
+and its total can, rarely, be above the smallest one.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from types import MappingProxyType
+from typing import Literal, NamedTuple
+
+from rapidfuzz.distance import Levenshtein
+
+from asr import text
+from asr.errors import ConfigError
+
+Operation = Literal["equal", "substitute", "delete", "insert"]
+
+
+class ErrorCounts(NamedTuple):
+    """Hits, substitutions, deletions and insertions of one utterance or of many, added up."""
+
+    hits: int = 0
+    substitutions: int = 0
+    deletions: int = 0
+    insertions: int = 0
+
+    def __add__(self, other: "ErrorCounts") -> "ErrorCounts":  # type: ignore[override]
+        return ErrorCounts(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+
+    @property
+    def num_reference(self) -> int:
+        """Length of the reference in words (or characters, or tokens)."""
+        return self.hits + self.substitutions + self.deletions
+
+    @property
+    def num_hypothesis(self) -> int:
+        return self.hits + self.substitutions + self.insertions
+
+    @property
+    def num_errors(self) -> int:
+        return self.substitutions + self.deletions + self.insertions
+
+    @property
+    def rate(self) -> float:
+        """Errors per reference item: the WER of words, the CER of characters.
+
+        ``nan`` when the reference is empty: no rate exists, and the counts still hold what was
+        inserted. Pooled over utterances an empty reference is harmless: its insertions count.
+        """
+        return self.num_errors / self.num_reference if self.num_reference else float("nan")
+
+
+def total(counts: Iterable[ErrorCounts]) -> ErrorCounts:
+    """Pool ``counts``: what a rate over several utterances is computed from."""
+    columns = list(zip(*counts, strict=True))
+    return ErrorCounts(*map(sum, columns)) if columns else ErrorCounts()
+
+
+class AlignedPair(NamedTuple):
+    """One step of an alignment; ``reference`` is empty in insertions, ``hypothesis`` in deletions."""
+
+    operation: Operation
+    reference: str
+    hypothesis: str
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """A reference and a hypothesis set side by side, from the first word to the last."""
+
+    pairs: tuple[AlignedPair, ...]
+
+    @property
+    def counts(self) -> ErrorCounts:
+        operations = Counter(pair.operation for pair in self.pairs)
+        return ErrorCounts(
+            hits=operations["equal"],
+            substitutions=operations["substitute"],
+            deletions=operations["delete"],
+            insertions=operations["insert"],
+        )
+
+    def errors_by_slot(self) -> tuple[int, ...]:
+        """Errors by place in the reference, so that two systems can be set against each other.
+
+        Returns:
+            ``(2 * words + 1,)`` error counts. Slot ``2 i`` is the gap before reference word ``i``
+            (how many words were inserted there), slot ``2 i + 1`` is the word itself (1 when it
+            was substituted or deleted).
+        """
+        slots = [0]
+        for pair in self.pairs:
+            if pair.operation == "insert":
+                slots[-1] += 1
+            else:
+                slots += [int(pair.operation != "equal"), 0]
+        return tuple(slots)
+
+
+def count_errors(reference: Sequence[Hashable], hypothesis: Sequence[Hashable]) -> ErrorCounts:
+    """Count the errors between two sequences: lists of words, token ids, or strings (characters)."""
+    operations = Levenshtein.editops(reference, hypothesis)
+    length_difference = len(reference) - len(hypothesis)
+    # Errors beyond the difference in length are substitutions or deletion-insertion pairs;
+    # with at most one of them there is no choice, and no need to look at the operations.
+    num_substitutions = len(operations) - abs(length_difference)
+    if num_substitutions > 1:
+        num_substitutions = [tag for tag, _, _ in operations].count("replace")
+    num_deletions = (len(operations) - num_substitutions + length_difference) // 2
+    return ErrorCounts(
+        len(reference) - num_substitutions - num_deletions,
+        num_substitutions,
+        num_deletions,
+        num_deletions - length_difference,
+    )
+
+
+def count_token_errors(
+    references: Sequence[Sequence[Hashable]], hypotheses: Sequence[Sequence[Hashable]]
+) -> tuple[ErrorCounts, ...]:
+    """Count errors per utterance over tokens (BPE pieces, ids), one sequence per utterance."""
+    _check_same_number(references, hypotheses)
+    return tuple(map(count_errors, references, hypotheses))
+
+
+def align(reference: Sequence[str], hypothesis: Sequence[str]) -> Alignment:
+    """Align two sequences of words (or of characters, or of pieces) with the fewest errors."""
+    pairs: list[AlignedPair] = []
+    for tag, start, end, hypothesis_start, hypothesis_end in Levenshtein.opcodes(reference, hypothesis):
+        words, others = reference[start:end], hypothesis[hypothesis_start:hypothesis_end]
+        match tag:
+            case "equal":
+                pairs += (AlignedPair("equal", *both) for both in zip(words, others, strict=True))
+            case "replace":
+                pairs += (AlignedPair("substitute", *both) for both in zip(words, others, strict=True))
+            case "delete":
+                pairs += (AlignedPair("delete", word, "") for word in words)
+            case "insert":
+                pairs += (AlignedPair("insert", "", word) for word in others)
+    return Alignment(tuple(pairs))
+
+
+def align_words(reference: str, hypothesis: str) -> Alignment:
+    """Align two transcripts word by word; words are what white space separates."""
+    return align(reference.split(), hypothesis.split())
+
+
+@dataclass(frozen=True)
+class Score:
+    """Counts of a set of utterances, one entry each, in the order they were given.
+
+    ``characters`` count the single spaces between words as characters, as jiwer does.
+    ``normaliser`` names what was done to the texts before counting.
+    """
+
+    words: tuple[ErrorCounts, ...]
+    characters: tuple[ErrorCounts, ...]
+    normaliser: str
+
+    @property
+    def word_total(self) -> ErrorCounts:
+        return total(self.words)
+
+    @property
+    def character_total(self) -> ErrorCounts:
+        return total(self.characters)
+
+    @property
+    def sentence_errors(self) -> tuple[bool, ...]:
+        """Whether each utterance has at least one word wrong."""
+        return tuple(counts.num_errors > 0 for counts in self.words)
+
+    @property
+    def wer(self) -> float:
+        return self.word_total.rate
+
+    @property
+    def cer(self) -> float:
+        return self.character_total.rate
+
+    @property
+    def sentence_error_rate(self) -> float:
+        """Share of utterances with an error; ``nan`` without utterances."""
+        return sum(self.sentence_errors) / len(self.words) if self.words else float("nan")
+
+
+def score(references: Sequence[str], hypotheses: Sequence[str], *, normaliser: str = "none") -> Score:
+    """Count word and character errors of each hypothesis against its reference.
+
+    Args:
+        references, hypotheses: one transcript per utterance, in the same order.
+        normaliser: a name in :data:`NORMALISERS`, applied to both sides first.
+
+    Raises:
+        ConfigError: the normaliser is unknown.
+        ValueError: the two lists differ in length.
+    """
+    _check_same_number(references, hypotheses)
+    change = get_normaliser(normaliser)
+    words: list[ErrorCounts] = []
+    characters: list[ErrorCounts] = []
+    for reference, hypothesis in zip(map(change, references), map(change, hypotheses), strict=True):
+        reference_words, hypothesis_words = reference.split(), hypothesis.split()
+        words.append(count_errors(reference_words, hypothesis_words))
+        characters.append(count_errors(" ".join(reference_words), " ".join(hypothesis_words)))
+    return Score(tuple(words), tuple(characters), normaliser)
+
+
+def count_words(references: Sequence[str], hypotheses: Sequence[str]) -> tuple[ErrorCounts, ...]:
+    """Count word errors alone, one entry per utterance: about twice as fast as :func:`score`."""
+    _check_same_number(references, hypotheses)
+    return tuple(map(count_errors, map(str.split, references), map(str.split, hypotheses)))
+
+
+def _check_same_number(references: Sequence[object], hypotheses: Sequence[object]) -> None:
+    if len(references) != len(hypotheses):
+        raise ValueError(f"{len(references)} references but {len(hypotheses)} hypotheses")
+
+
+# --- what the errors are made of ------------------------------------------------------------
+
+
+class WordConfusion(NamedTuple):
+    """``reference`` was recognised as ``hypothesis`` ``num_times`` times."""
+
+    reference: str
+    hypothesis: str
+    num_times: int
+
+
+class WordCount(NamedTuple):
+    word: str
+    num_times: int
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorTables:
+    """The most frequent errors, most frequent first, ties in alphabetical order."""
+
+    confusions: tuple[WordConfusion, ...]
+    deleted: tuple[WordCount, ...]
+    inserted: tuple[WordCount, ...]
+
+
+def tabulate_errors(alignments: Iterable[Alignment], *, max_rows: int = 20) -> ErrorTables:
+    """Count which words were confused, deleted and inserted, keeping ``max_rows`` rows of each."""
+    by_operation: dict[Operation, Counter[AlignedPair]] = {
+        "substitute": Counter(),
+        "delete": Counter(),
+        "insert": Counter(),
+    }
+    for pair in chain.from_iterable(alignment.pairs for alignment in alignments):
+        if pair.operation != "equal":
+            by_operation[pair.operation][pair] += 1
+
+    def most_frequent(operation: Operation) -> list[tuple[AlignedPair, int]]:
+        ranked = sorted(by_operation[operation].items(), key=lambda item: (-item[1], item[0]))
+        return ranked[:max_rows]
+
+    return ErrorTables(
+        tuple(
+            WordConfusion(pair.reference, pair.hypothesis, times)
+            for pair, times in most_frequent("substitute")
+        ),
+        tuple(WordCount(pair.reference, times) for pair, times in most_frequent("delete")),
+        tuple(WordCount(pair.hypothesis, times) for pair, times in most_frequent("insert")),
+    )
+
+
+def rank_worst(counts: Sequence[ErrorCounts], *, max_utterances: int = 10) -> tuple[int, ...]:
+    """Positions of the utterances with the most errors, worst first; flawless ones are left out.
+
+    By number of errors, because that is what an utterance adds to the pooled rate; among equals
+    the higher rate (the shorter reference) comes first.
+    """
+    faulty = [position for position, count in enumerate(counts) if count.num_errors]
+    faulty.sort(key=lambda position: (-counts[position].num_errors, counts[position].num_reference))
+    return tuple(faulty[:max_utterances])
+
+
+def pool_by(keys: Sequence[str], counts: Sequence[ErrorCounts]) -> dict[str, ErrorCounts]:
+    """Pool the counts of utterances that share a key (speaker, accent, …), in order of the keys."""
+    pooled: dict[str, ErrorCounts] = {}
+    for key, count in zip(keys, counts, strict=True):
+        pooled[key] = pooled.get(key, ErrorCounts()) + count
+    return dict(sorted(pooled.items()))
+
+
+# --- normalisers ---------------------------------------------------------------------------
+
+
+def _leave(transcript: str) -> str:
+    return transcript
+
+
+NORMALISERS: Mapping[str, Callable[[str], str]] = MappingProxyType({"none": _leave, "basic": text.normalise})
+"""What may be done to both sides before counting; reports name the one that was used.
+
+- ``none``: nothing; words are what white space separates
+- ``basic``: lower case, no punctuation (:func:`asr.text.normalise`)
+"""
+
+
+def get_normaliser(name: str) -> Callable[[str], str]:
+    """Return the normaliser called ``name``.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name not in NORMALISERS:
+        raise ConfigError(f"normaliser={name} is unknown: choose one of {', '.join(NORMALISERS)}")
+    return NORMALISERS[name]
