@@ -1,0 +1,439 @@
+"""Audio files → mono float32 waveforms at one sample rate; every bad file is a named error.
+
+Decoding is soundfile's (libsndfile), resampling torchaudio's windowed sinc. Files are read and
+resampled in blocks with enough context on both sides that the result does not depend on the
+block size, so a two-hour file takes no more working memory than a short one.
+"""
+
+import math
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from io import FileIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import soundfile
+import torch
+import torchaudio
+from torch import Tensor
+
+from asr.errors import AudioError, ConfigError
+
+# File names that a folder is searched for; what a file really holds is read from its header.
+AUDIO_EXTENSIONS = frozenset(
+    {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".snd"}
+    | {".sph", ".nist", ".w64", ".rf64", ".caf", ".voc"}
+)
+
+# Manifests round durations to a few decimals, so a segment may end this far past its file.
+END_TOLERANCE_SECONDS = 0.05
+
+_BLOCK_SECONDS = 30.0
+# A pair of rates without a common divisor needs a kernel of (rate × rate) values.
+_MAX_KERNEL_VALUES = 64_000_000
+# What recorders write as the data size when they cannot go back and correct it: 0xFFFFFFFF
+# (ffmpeg) and values just below 2^31 (sox, arecord).
+_SMALLEST_UNKNOWN_SIZE = 0x7FFF_F000
+_UNKNOWN_NUM_SAMPLES = 1 << 62
+
+_SILENT_PEAK = 1e-4
+_CLIPPED_LEVEL = 0.999
+_CLIPPED_SHARE = 0.001
+_DC_OFFSET = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class AudioInfo:
+    """What a file's header says; ``num_samples`` counts per channel, ``subtype`` is libsndfile's."""
+
+    path: Path
+    sample_rate: int
+    num_channels: int
+    num_samples: int
+    duration_seconds: float
+    subtype: str
+
+
+class Window(NamedTuple):
+    """A stretch of a long recording: ``waveform`` is ``(samples,)`` and begins at ``start_seconds``."""
+
+    start_seconds: float
+    waveform: Tensor
+    is_last: bool
+
+
+class AudioProblem(NamedTuple):
+    """``name`` is one of ``not_finite``, ``silent``, ``clipped``, ``dc_offset``; ``detail`` is readable."""
+
+    name: str
+    detail: str
+
+
+def seconds_to_samples(seconds: float, sample_rate: int) -> int:
+    """Return the nearest whole number of samples."""
+    return round(seconds * sample_rate)
+
+
+def samples_to_seconds(num_samples: int, sample_rate: int) -> float:
+    """Return the exact duration of ``num_samples``."""
+    return num_samples / sample_rate
+
+
+def resampled_num_samples(num_samples: int, from_rate: int, to_rate: int) -> int:
+    """Return the length after resampling: ``ceil(num_samples · to_rate / from_rate)``, in whole numbers."""
+    return -(-num_samples * to_rate // from_rate)
+
+
+def audio_info(path: str | Path) -> AudioInfo:
+    """Read the header of an audio file.
+
+    Raises:
+        AudioError: the file is missing, unreadable, truncated, not audio or holds no samples.
+    """
+    with _open_audio(Path(path)) as source:
+        return source.info
+
+
+def load_audio(
+    path: str | Path, sample_rate: int, *, offset_seconds: float = 0.0, duration_seconds: float | None = None
+) -> Tensor:
+    """Return a file, or a segment of it, as ``(samples,)`` float32 mono at ``sample_rate``.
+
+    Channels are averaged. The length is ``resampled_num_samples`` of the segment's length in the
+    file. Integer formats are scaled to [-1, 1); samples of float files are kept as they are.
+
+    Args:
+        offset_seconds: where in the file the segment begins.
+        duration_seconds: how long it is; to the end of the file by default.
+
+    Raises:
+        AudioError: the file is missing, unreadable, truncated, not audio, holds no samples or
+            non-finite ones, or the segment lies outside it (by more than
+            ``END_TOLERANCE_SECONDS``, which is cut off).
+    """
+    with _open_audio(Path(path)) as source:
+        start, stop = _segment(source.info, offset_seconds, duration_seconds)
+        pieces = list(_resampled(source, start, stop, sample_rate))
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def stream_audio(
+    path: str | Path, sample_rate: int, *, window_seconds: float, hop_seconds: float
+) -> Iterator[Window]:
+    """Yield overlapping windows of a recording of any length, in bounded memory.
+
+    Window ``i`` begins at ``i · hop`` and equals that slice of ``load_audio(path, sample_rate)``;
+    the last one ends with the recording and may be shorter.
+
+    Raises:
+        ConfigError: the hop is not in (0, window].
+        AudioError: as for :func:`load_audio`, when the bad place is reached.
+    """
+    window_samples = seconds_to_samples(window_seconds, sample_rate)
+    hop_samples = seconds_to_samples(hop_seconds, sample_rate)
+    if not 0 < hop_samples <= window_samples:
+        raise ConfigError(
+            f"hop_seconds={hop_seconds:g} must be above 0 and not above window_seconds={window_seconds:g}"
+        )
+    return _windows(Path(path), sample_rate, window_samples, hop_samples)
+
+
+def describe_problems(waveform: Tensor) -> list[AudioProblem]:
+    """Name what is wrong with the sound of ``waveform`` ``(samples,)``; empty when nothing is."""
+    if not bool(torch.isfinite(waveform).all()):
+        return [AudioProblem("not_finite", "has NaN or infinite samples")]
+    magnitudes = waveform.abs()
+    peak = float(magnitudes.max()) if waveform.numel() else 0.0
+    if peak < _SILENT_PEAK:
+        return [AudioProblem("silent", f"is silent (peak {peak:.1e} of full scale)")]
+    problems = []
+    clipped_share = float((magnitudes >= _CLIPPED_LEVEL).float().mean())
+    if clipped_share > _CLIPPED_SHARE:
+        problems.append(AudioProblem("clipped", f"has {clipped_share:.1%} of its samples at full scale"))
+    mean = float(waveform.double().mean())
+    if abs(mean) > _DC_OFFSET:
+        problems.append(AudioProblem("dc_offset", f"is shifted by {mean:+.3f} of full scale"))
+    return problems
+
+
+class _Source(NamedTuple):
+    file: soundfile.SoundFile
+    info: AudioInfo
+
+
+@contextmanager
+def _open_audio(path: Path) -> Iterator[_Source]:
+    # A Python file rather than a path: libsndfile refuses paths above 1023 bytes.
+    with _open_file(path) as raw:
+        try:
+            file = soundfile.SoundFile(raw)
+        except (soundfile.LibsndfileError, TypeError) as error:
+            raise AudioError(
+                f"{path}: cannot be decoded as audio ({_reason(error)}); "
+                f"convert it to WAV or FLAC, or remove it"
+            ) from error
+        with file:
+            yield _Source(file, _checked_info(path, file))
+
+
+def _open_file(path: Path) -> FileIO:
+    try:
+        raw = FileIO(path)
+    except FileNotFoundError as error:
+        raise AudioError(f"{path}: no such audio file; correct the path or restore the file") from error
+    except IsADirectoryError as error:
+        raise AudioError(f"{path} is a folder, not an audio file; name the files in it") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise AudioError(
+            f"{path}: cannot be opened ({reason}); check the path and its permissions"
+        ) from error
+    try:
+        return _checked_length(path, raw)
+    except BaseException:
+        raw.close()
+        raise
+
+
+def _checked_info(path: Path, file: soundfile.SoundFile) -> AudioInfo:
+    if file.frames <= 0:
+        raise AudioError(f"{path}: holds no samples; record or copy it again, or remove it")
+    if file.frames >= _UNKNOWN_NUM_SAMPLES:
+        raise AudioError(
+            f"{path}: its header does not say how long it is; write it anew, e.g. with ffmpeg or sox"
+        )
+    return AudioInfo(
+        path=path,
+        sample_rate=file.samplerate,
+        num_channels=file.channels,
+        num_samples=file.frames,
+        duration_seconds=samples_to_seconds(file.frames, file.samplerate),
+        subtype=file.subtype,
+    )
+
+
+def _segment(info: AudioInfo, offset_seconds: float, duration_seconds: float | None) -> tuple[int, int]:
+    """Return where a segment starts and stops, in samples of the file."""
+    start = seconds_to_samples(offset_seconds, info.sample_rate)
+    if not 0 <= start < info.num_samples:
+        raise AudioError(
+            f"{info.path}: offset {offset_seconds:g} s lies outside its {info.duration_seconds:g} s; "
+            f"correct the manifest"
+        )
+    if duration_seconds is None:
+        return start, info.num_samples
+    stop = start + seconds_to_samples(duration_seconds, info.sample_rate)
+    if stop <= start:
+        raise AudioError(
+            f"{info.path}: a segment of {duration_seconds:g} s holds no samples; correct the manifest"
+        )
+    if stop > info.num_samples + seconds_to_samples(END_TOLERANCE_SECONDS, info.sample_rate):
+        raise AudioError(
+            f"{info.path}: offset {offset_seconds:g} s + duration {duration_seconds:g} s end past its "
+            f"{info.duration_seconds:g} s; correct the manifest"
+        )
+    return start, min(stop, info.num_samples)
+
+
+def _mono_blocks(source: _Source, start: int, stop: int) -> Iterator[Tensor]:
+    """Yield samples ``start … stop`` of a file as consecutive ``(samples,)`` float32 blocks."""
+    file, info = source
+    block_samples = seconds_to_samples(_BLOCK_SECONDS, info.sample_rate)
+    try:
+        file.seek(start)
+        for position in range(start, stop, block_samples):
+            num_wanted = min(block_samples, stop - position)
+            block = file.read(num_wanted, dtype="float32", always_2d=True)
+            _check_block(info, position, num_wanted, block)
+            mono = block[:, 0] if info.num_channels == 1 else block.mean(axis=1)
+            yield torch.from_numpy(np.ascontiguousarray(mono))
+    except soundfile.LibsndfileError as error:
+        raise AudioError(
+            f"{info.path}: is truncated or damaged ({_reason(error)}); copy or record it again"
+        ) from error
+
+
+def _check_block(info: AudioInfo, position: int, num_wanted: int, block: np.ndarray) -> None:
+    if len(block) < num_wanted:
+        end = samples_to_seconds(position + len(block), info.sample_rate)
+        raise AudioError(
+            f"{info.path}: is truncated: its header promises {info.duration_seconds:.3f} s and "
+            f"it ends at {end:.3f} s; copy or record it again"
+        )
+    finite = np.isfinite(block).all(axis=1)
+    if not finite.all():
+        place = samples_to_seconds(position + int(np.argmin(finite)), info.sample_rate)
+        raise AudioError(
+            f"{info.path}: has NaN or infinite samples at {place:.3f} s; write it anew or remove it"
+        )
+
+
+def _resampled(source: _Source, start: int, stop: int, to_rate: int) -> Iterator[Tensor]:
+    """Yield samples ``start … stop`` of a file at ``to_rate``, as if resampled in one piece."""
+    from_rate = source.info.sample_rate
+    blocks = _mono_blocks(source, start, stop)
+    if from_rate == to_rate:
+        yield from blocks
+        return
+    divisor = math.gcd(from_rate, to_rate)
+    step_in, step_out = from_rate // divisor, to_rate // divisor
+    resampler = _resampler(source.info, step_in, step_out)
+    # Every `step_in` input samples the output grid meets the input grid: cut only there.
+    context = math.ceil(resampler.width / step_in) * step_in
+    buffer, num_left = torch.empty(0), 0  # the first num_left samples are done and serve as context
+    num_missing = stop - start
+    for block in blocks:
+        buffer = torch.cat([buffer, block])
+        num_missing -= len(block)
+        if num_missing == 0:
+            break
+        num_done = (len(buffer) - context) // step_in * step_in
+        if num_done > num_left:
+            output = resampler(buffer[: num_done + context])
+            yield output[num_left // step_in * step_out : num_done // step_in * step_out]
+            num_kept = max(0, num_done - context)
+            buffer, num_left = buffer[num_kept:], num_done - num_kept
+    num_output = resampled_num_samples(len(buffer), step_in, step_out)
+    # Zeros behind the end change no value; without them the resampler's own length, which is
+    # rounded in float32, may be one sample short.
+    output = resampler(torch.nn.functional.pad(buffer, (0, step_in)))
+    yield output[num_left // step_in * step_out : num_output]
+
+
+def _resampler(info: AudioInfo, step_in: int, step_out: int) -> torchaudio.transforms.Resample:
+    if step_in * step_out > _MAX_KERNEL_VALUES:
+        raise AudioError(
+            f"{info.path}: its rate of {info.sample_rate} Hz has no handy ratio to the model's; "
+            f"resample it first, e.g. with sox or ffmpeg"
+        )
+    return _cached_resampler(step_in, step_out)
+
+
+@lru_cache(maxsize=16)
+def _cached_resampler(step_in: int, step_out: int) -> torchaudio.transforms.Resample:
+    return torchaudio.transforms.Resample(step_in, step_out)
+
+
+def _windows(path: Path, sample_rate: int, window_samples: int, hop_samples: int) -> Iterator[Window]:
+    with _open_audio(path) as source:
+        num_total = resampled_num_samples(source.info.num_samples, source.info.sample_rate, sample_rate)
+        buffer, start = torch.empty(0), 0
+        for piece in _resampled(source, 0, source.info.num_samples, sample_rate):
+            buffer = torch.cat([buffer, piece])
+            while len(buffer) >= window_samples and start + window_samples < num_total:
+                yield Window(samples_to_seconds(start, sample_rate), buffer[:window_samples].clone(), False)
+                buffer, start = buffer[hop_samples:], start + hop_samples
+        yield Window(samples_to_seconds(start, sample_rate), buffer, True)
+
+
+class _DataSize(NamedTuple):
+    """The data size in a file's header: where it stands, what it says, and where the data begin."""
+
+    position: int
+    num_bytes: int
+    data_start: int
+    is_unclosed: bool = False
+
+
+class _UnclosedWav(FileIO):
+    """A WAV whose writer never filled in the data size 0: reads as if the size were unknown."""
+
+    def __init__(self, path: Path, size_position: int) -> None:
+        super().__init__(path)
+        self._size_position = size_position
+
+    def readinto(self, buffer: Any) -> int | None:
+        start = self.tell()
+        num_bytes = super().readinto(buffer)
+        view = memoryview(buffer).cast("B")
+        for position in range(self._size_position, self._size_position + 4):
+            if 0 <= position - start < (num_bytes or 0):
+                view[position - start] = 0xFF
+        return num_bytes
+
+
+def _checked_length(path: Path, raw: FileIO) -> FileIO:
+    """Compare the header's promise with the file's size, since libsndfile reads short files silently."""
+    num_bytes = os.fstat(raw.fileno()).st_size
+    if num_bytes == 0:
+        raise AudioError(f"{path}: is empty (0 bytes); copy or record it again, or remove it")
+    try:
+        size = _find_data_size(raw, num_bytes)
+    except (struct.error, ValueError, IndexError):
+        size = None  # no header to trust: the decoder will say what is wrong
+    raw.seek(0)
+    if size is None or size.num_bytes >= _SMALLEST_UNKNOWN_SIZE:
+        return raw
+    if size.is_unclosed:
+        raw.close()
+        return _UnclosedWav(path, size.position)
+    num_present = num_bytes - size.data_start
+    if size.num_bytes > num_present:
+        raise AudioError(
+            f"{path}: is truncated: its header promises {size.num_bytes} bytes of samples and "
+            f"{max(num_present, 0)} are there; copy or record it again"
+        )
+    return raw
+
+
+def _find_data_size(raw: FileIO, num_file_bytes: int) -> _DataSize | None:
+    magic = raw.read(12)
+    if magic[:4] in (b"RIFF", b"RF64") and magic[8:] == b"WAVE":
+        return _find_chunk(raw, b"data", "<", struct.unpack("<I", magic[4:8])[0], num_file_bytes)
+    if magic[:4] == b"RIFX" and magic[8:] == b"WAVE":
+        return _find_chunk(raw, b"data", ">", struct.unpack(">I", magic[4:8])[0], num_file_bytes)
+    if magic[:4] == b"FORM" and magic[8:] in (b"AIFF", b"AIFC"):
+        return _find_chunk(raw, b"SSND", ">", struct.unpack(">I", magic[4:8])[0], num_file_bytes)
+    if magic[:4] == b".snd":
+        data_start, num_bytes = struct.unpack(">II", magic[4:])
+        return _DataSize(8, num_bytes, data_start)
+    if magic[:7] == b"NIST_1A":
+        return _sphere_data_size(raw)
+    return None
+
+
+def _find_chunk(
+    raw: FileIO, name: bytes, order: str, form_size: int, num_file_bytes: int
+) -> _DataSize | None:
+    """Walk the chunks of a RIFF or IFF file to the one that holds the samples."""
+    size_64 = None
+    while len(header := raw.read(8)) == 8:
+        num_bytes = struct.unpack(order + "I", header[4:])[0]
+        start = raw.tell()
+        if header[:4] == b"ds64":  # RF64: the data size as 64 bits (EBU Tech 3306)
+            size_64 = struct.unpack("<Q", raw.read(16)[8:])[0]
+        if header[:4] == name:
+            if size_64 is not None and num_bytes == 0xFFFF_FFFF:
+                num_bytes = size_64
+            is_unclosed = num_bytes == 0 and start < num_file_bytes and form_size + 8 != num_file_bytes
+            return _DataSize(start - 4, num_bytes, start, is_unclosed)
+        raw.seek(start + num_bytes + num_bytes % 2)
+    return None
+
+
+def _sphere_data_size(raw: FileIO) -> _DataSize | None:
+    """Multiply the fields of a NIST SPHERE header; compressed files (``sample_coding``) are let through."""
+    raw.seek(8)
+    data_start = int(raw.read(8))
+    raw.seek(0)
+    lines = raw.read(data_start).decode("latin-1").splitlines()
+    fields = {words[0]: words[2] for line in lines if len(words := line.split(maxsplit=2)) == 3}
+    if "," in fields.get("sample_coding", "") or "sample_count" not in fields:
+        return None
+    samples_and_widths = (
+        fields["sample_count"],
+        fields.get("sample_n_bytes", "2"),
+        fields.get("channel_count", "1"),
+    )
+    return _DataSize(0, math.prod(int(number) for number in samples_and_widths), data_start)
+
+
+def _reason(error: Exception) -> str:
+    """Return the decoder's own words without the file object's name in front."""
+    text = error.error_string if isinstance(error, soundfile.LibsndfileError) else str(error)
+    return text.removeprefix("Error : ").rstrip(".")

@@ -1,0 +1,282 @@
+"""Manifests: one JSON object per line (NeMo-compatible) ↔ :class:`Utterance`, validated once.
+
+Keys: ``audio_filepath``, ``duration`` (seconds) and ``text`` are required; ``id``, ``speaker``
+and ``offset`` (seconds into the file) are optional; any other key is kept in ``Utterance.extra``.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from asr.errors import ManifestError
+from asr.records import Utterance
+
+_REQUIRED_KEYS = ("audio_filepath", "duration", "text")
+_KNOWN_KEYS = frozenset({*_REQUIRED_KEYS, "id", "speaker", "offset"})
+_MAX_PROBLEMS_SHOWN = 20
+# Shared by all utterances without further fields: a dict each would cost 64 MB per million lines.
+_NO_EXTRA: Mapping[str, Any] = {}
+
+
+def read_manifest(path: str | Path, *, allow_empty_text: bool = True) -> list[Utterance]:
+    """Read and validate a manifest.
+
+    Relative audio paths are resolved against the manifest's folder. Whether the audio files
+    exist is not looked at here. Utterances without an ``id`` get the stem of their file, with
+    the offset or the line number added where the stem alone is not unique.
+
+    Args:
+        allow_empty_text: accept empty transcripts (training excludes and counts them later).
+
+    Raises:
+        ManifestError: the file is missing or empty, or has bad lines; all of these are found
+            in one pass and listed with line number and reason.
+    """
+    path = Path(path)
+    utterances: list[Utterance] = []
+    line_numbers: list[int] = []
+    problems: list[str] = []
+    folder = Path(os.path.abspath(path.parent))
+    for line_number, line in enumerate(_read_lines(path), start=1):
+        if line.isspace():
+            continue
+        try:
+            utterances.append(_parse_line(line, folder, allow_empty_text))
+            line_numbers.append(line_number)
+        except _BadLineError as error:
+            problems.append(f"line {line_number}: {error}")
+    problems += _duplicate_ids(utterances, line_numbers)
+    if problems:
+        raise ManifestError(_summarise(path, problems))
+    if not utterances:
+        raise ManifestError(f"{path}: the manifest is empty; run asr.prepare again to rebuild it")
+    return _with_derived_ids(utterances, line_numbers)
+
+
+def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> None:
+    """Write ``utterances`` so that :func:`read_manifest` gives them back; all or nothing.
+
+    Audio paths below the manifest's folder are written relative to it, so that the folder can
+    be moved as a whole. Missing parent folders are made.
+
+    Raises:
+        ManifestError: two utterances share an id, a path or text is not valid Unicode, or the
+            folder cannot be written to.
+    """
+    path = Path(path)
+    folder = os.path.abspath(path.parent)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    seen: set[str] = set()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            for utterance in utterances:
+                if utterance.id in seen:
+                    raise ManifestError(
+                        f"{path}: two utterances have the id {utterance.id!r}; make ids unique"
+                    )
+                seen.add(utterance.id)
+                file.write(_to_line(utterance, folder))
+        os.replace(temporary, path)
+    except UnicodeEncodeError as error:
+        raise ManifestError(
+            f"{path}: {error.object!r} is not valid Unicode; rename or re-encode it"
+        ) from error
+    except OSError as error:
+        raise ManifestError(
+            f"{path}: cannot be written ({error.strerror}); choose another output folder"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def manifest_sha256(path: str | Path) -> str:
+    """Return the SHA-256 (hex) of the manifest file's bytes.
+
+    Raises:
+        ManifestError: the file is missing.
+    """
+    digest = hashlib.sha256()
+    with _open(Path(path)) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class _BadLineError(Exception):
+    """What is wrong with one line."""
+
+
+def _open(path: Path) -> Any:
+    try:
+        return path.open("rb")
+    except FileNotFoundError as error:
+        raise ManifestError(
+            f"{path}: no such manifest; make it with asr.prepare, or correct the path"
+        ) from error
+    except IsADirectoryError as error:
+        raise ManifestError(
+            f"{path} is a folder; name a manifest file in it, such as {path / 'train.jsonl'}"
+        ) from error
+    except OSError as error:
+        raise ManifestError(
+            f"{path}: cannot be read ({error.strerror}); check the path and its permissions"
+        ) from error
+
+
+def _read_lines(path: Path) -> Iterable[bytes]:
+    with _open(path) as file:
+        yield from file
+
+
+def _parse_line(line: bytes, folder: Path, allow_empty_text: bool) -> Utterance:
+    try:
+        record = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise _BadLineError("not UTF-8 text") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise _BadLineError(f"not JSON ({error}); a manifest has one JSON object per line") from error
+    if type(record) is not dict:
+        raise _BadLineError(
+            f"a JSON {type(record).__name__}, not an object with keys {', '.join(_REQUIRED_KEYS)}"
+        )
+    missing = [key for key in _REQUIRED_KEYS if key not in record]
+    if missing:
+        raise _BadLineError(f"missing {', '.join(missing)}")
+    audio_path = _string(record, "audio_filepath")
+    if not audio_path:
+        raise _BadLineError("audio_filepath is empty")
+    text = _string(record, "text")
+    if not allow_empty_text and not text.strip():
+        raise _BadLineError("text is empty")
+    duration = _number(record, "duration")
+    if duration <= 0:
+        raise _BadLineError(f"duration must be above 0 seconds, not {duration:g}")
+    offset = _number(record, "offset") if "offset" in record else 0.0
+    if offset < 0:
+        raise _BadLineError(f"offset must not be negative, not {offset:g}")
+    return Utterance(
+        id=_label(record, "id"),
+        audio_path=folder / audio_path,
+        duration_seconds=duration,
+        text=text,
+        speaker=_label(record, "speaker"),
+        offset_seconds=offset,
+        extra=_extra(record),
+    )
+
+
+def _string(record: dict[str, Any], key: str) -> str:
+    value = record[key]
+    if type(value) is not str:
+        raise _BadLineError(f"{key} must be a string, not {_json(value)}")
+    return value
+
+
+def _number(record: dict[str, Any], key: str) -> float:
+    value = record[key]
+    if type(value) not in (float, int):
+        raise _BadLineError(f"{key} must be a number of seconds, not {_json(value)}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise _BadLineError(f"{key} must be a finite number of seconds, not {_json(value)}")
+    return number
+
+
+def _label(record: dict[str, Any], key: str) -> str:
+    """Return an id or speaker; whole numbers, which other tools write, become text."""
+    value = record.get(key, "")
+    if type(value) not in (str, int):
+        raise _BadLineError(f"{key} must be a string, not {_json(value)}")
+    if key in record and value == "" and key == "id":
+        raise _BadLineError("id is empty; leave it out to have one derived from the file name")
+    return str(value)
+
+
+def _extra(record: dict[str, Any]) -> Mapping[str, Any]:
+    extra = {key: value for key, value in record.items() if key not in _KNOWN_KEYS}
+    return extra or _NO_EXTRA
+
+
+def _json(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def _duplicate_ids(utterances: list[Utterance], line_numbers: list[int]) -> list[str]:
+    first_lines: dict[str, int] = {}
+    problems = []
+    for utterance, line_number in zip(utterances, line_numbers, strict=True):
+        if not utterance.id:
+            continue
+        first_line = first_lines.setdefault(utterance.id, line_number)
+        if first_line != line_number:
+            problems.append(f"line {line_number}: id {utterance.id!r} is already on line {first_line}")
+    return problems
+
+
+def _summarise(path: Path, problems: list[str]) -> str:
+    noun = "problem" if len(problems) == 1 else "problems"
+    shown = "; ".join(problems[:_MAX_PROBLEMS_SHOWN])
+    more = len(problems) - _MAX_PROBLEMS_SHOWN
+    return f"{path}: {len(problems)} {noun} to correct: {shown}" + (
+        f"; … and {more} more" if more > 0 else ""
+    )
+
+
+def _with_derived_ids(utterances: list[Utterance], line_numbers: list[int]) -> list[Utterance]:
+    """Name the utterances without an id: file stem, else stem and offset, else stem and line number."""
+    taken = Counter(utterance.id for utterance in utterances if utterance.id)
+    if taken.total() == len(utterances):
+        return utterances
+    stems = Counter(taken)
+    stems_with_offset = Counter(taken)
+    for utterance in utterances:
+        if not utterance.id:
+            stems[utterance.audio_path.stem] += 1
+            stems_with_offset[_stem_with_offset(utterance)] += 1
+
+    def derived_id(utterance: Utterance, line_number: int) -> str:
+        stem = utterance.audio_path.stem
+        if stems[stem] == 1:
+            return stem
+        with_offset = _stem_with_offset(utterance)
+        return with_offset if stems_with_offset[with_offset] == 1 else f"{stem}-line{line_number}"
+
+    return [
+        utterance if utterance.id else replace(utterance, id=derived_id(utterance, line_number))
+        for utterance, line_number in zip(utterances, line_numbers, strict=True)
+    ]
+
+
+def _stem_with_offset(utterance: Utterance) -> str:
+    return f"{utterance.audio_path.stem}-{utterance.offset_seconds:.3f}"
+
+
+def _to_line(utterance: Utterance, folder: str) -> str:
+    record: dict[str, Any] = {
+        "id": utterance.id,
+        "audio_filepath": _written_path(utterance.audio_path, folder),
+        "duration": utterance.duration_seconds,
+        "text": utterance.text,
+    }
+    if utterance.speaker:
+        record["speaker"] = utterance.speaker
+    if utterance.offset_seconds:
+        record["offset"] = utterance.offset_seconds
+    record.update((key, value) for key, value in utterance.extra.items() if key not in _KNOWN_KEYS)
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def _written_path(audio_path: Path, folder: str) -> str:
+    absolute = Path(os.path.abspath(audio_path))
+    return absolute.relative_to(folder).as_posix() if absolute.is_relative_to(folder) else str(absolute)
