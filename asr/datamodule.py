@@ -1,0 +1,80 @@
+"""Manifests → loaders of training and dev batches, for Lightning."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+from torch.utils.data import DataLoader, Sampler
+
+from asr.augment import WaveformAugmenter
+from asr.dataset import Example, SpeechDataset
+from asr.records import Batch
+from asr.sampler import BucketSampler, Pick, SequentialSampler
+
+
+class SpeechDataModule(pl.LightningDataModule):
+    """Training batches in duration buckets, dev batches in order of length.
+
+    Its state is the number of batches done in the current epoch, so that a run interrupted in the
+    middle of an epoch goes on with the next batch.
+    """
+
+    def __init__(
+        self,
+        train: Sequence[Example],
+        dev: Sequence[Example],
+        *,
+        sample_rate: int,
+        blank_id: int,
+        augment: WaveformAugmenter,
+        max_batch_utterances: int,
+        max_batch_seconds: float,
+        num_workers: int,
+        cache_bytes: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        options: dict[str, Any] = {
+            "sample_rate": sample_rate,
+            "blank_id": blank_id,
+            "cache_bytes": cache_bytes,
+        }
+        self.train_set = SpeechDataset(train, augment=augment, **options)
+        self.dev_set = SpeechDataset(dev, **options)
+        limits: dict[str, Any] = {"max_utterances": max_batch_utterances, "max_seconds": max_batch_seconds}
+        slowest = min(augment.speed_factors)
+        stretched = [duration / slowest for duration in self.train_set.durations]
+        self.train_sampler = BucketSampler(stretched, seed=seed, **limits)
+        self.dev_sampler = SequentialSampler(self.dev_set.durations, **limits)
+        self.num_workers = num_workers
+
+    @property
+    def num_train_batches(self) -> int:
+        """Batches per epoch, the same in every epoch."""
+        return len(self.train_sampler)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return self._loader(self.train_set, self.train_sampler)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self._loader(self.dev_set, self.dev_sampler)
+
+    def _loader(self, dataset: SpeechDataset, sampler: Sampler[list[Pick]]) -> DataLoader[Batch]:
+        # batch_size=None: the sampler's list of picks is the index, the dataset returns whole batches.
+        return DataLoader(
+            dataset,
+            sampler=sampler,
+            batch_size=None,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=self.trainer is not None and self.trainer.accelerator.auto_device_count() > 0
+            and self.trainer.strategy.root_device.type == "cuda",
+        )
+
+    def state_dict(self) -> dict[str, int]:
+        assert self.trainer is not None
+        num_ready = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return {"num_done": 0 if num_ready >= self.num_train_batches else num_ready}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.train_sampler.skip(state_dict["num_done"])

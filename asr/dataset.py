@@ -1,0 +1,232 @@
+"""Utterances → tensors; and which utterances can be learned from at all."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+
+from asr.audio import audio_info, load_audio
+from asr.augment import WaveformAugmenter
+from asr.ctc import min_frames
+from asr.errors import AudioError
+from asr.records import Batch, Utterance
+from asr.sampler import Pick
+from asr.tokenizer import Tokenizer
+
+# Manifests round durations; files that differ by more than this are not the ones described.
+DURATION_TOLERANCE_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """An utterance with its normalised text and the labels to learn (empty where it has none)."""
+
+    utterance: Utterance
+    text: str
+    target: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Exclusion:
+    """An utterance that was left out, and why."""
+
+    id: str
+    reason: str
+    duration_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Every utterance of a manifest is in exactly one of the two lists."""
+
+    examples: list[Example]
+    exclusions: list[Exclusion]
+
+
+def select_learnable(readable: Selection, reasons: Callable[[Example], str | None], tokenizer: Tokenizer) -> Selection:
+    """For training: of the readable examples, those that CTC can learn from, with their targets.
+
+    Args:
+        reasons: why an example cannot be learned from, or None (see :func:`unlearnable_reason`).
+    """
+    examples: list[Example] = []
+    exclusions = list(readable.exclusions)
+    for example in readable.examples:
+        reason = reasons(example)
+        if reason is None:
+            examples.append(with_target(example, tokenizer))
+        else:
+            exclusions.append(Exclusion(example.utterance.id, reason, example.utterance.duration_seconds))
+    return Selection(examples, exclusions)
+
+
+def select_scorable(readable: Selection, reasons: Callable[[Example], str | None], tokenizer: Tokenizer) -> Selection:
+    """For validation: every readable example counts in the WER, learnable or not.
+
+    Those without a possible target keep an empty one and are left out of the dev loss alone.
+    """
+    examples = [
+        with_target(example, tokenizer) if reasons(example) is None else example
+        for example in readable.examples
+    ]
+    return Selection(examples, readable.exclusions)
+
+
+def with_target(example: Example, tokenizer: Tokenizer) -> Example:
+    return Example(example.utterance, example.text, tuple(tokenizer.encode(example.text)))
+
+
+def unlearnable_reason(
+    example: Example,
+    tokenizer: Tokenizer,
+    min_seconds: float,
+    max_seconds: float,
+    num_frames: Callable[[float], int],
+) -> str | None:
+    """Why CTC cannot learn from this example, or None."""
+    seconds = example.utterance.duration_seconds
+    if not example.text:
+        return "empty text"
+    if seconds < min_seconds:
+        return f"shorter than data.min_seconds={min_seconds:g}"
+    if seconds > max_seconds:
+        return f"longer than data.max_seconds={max_seconds:g}"
+    unknown = tokenizer.unknown_characters(example.text)
+    if unknown:
+        return f"unknown characters {' '.join(repr(character) for character in sorted(unknown))}"
+    needed = num_label_frames(tokenizer.encode(example.text))
+    available = num_frames(seconds)
+    if needed > available:
+        return f"too few frames: {needed} needed for the labels and their repeats, {available} there"
+    return None
+
+
+def num_label_frames(target: Sequence[int]) -> int:
+    """Fewest emission frames that CTC needs for these labels."""
+    return int(min_frames(torch.tensor([list(target)]), torch.tensor([len(target)]))[0])
+
+
+def select_readable(utterances: Sequence[Utterance], normalise: Callable[[str], str]) -> Selection:
+    """Examples (without targets) of the utterances whose audio file is there and as long as described."""
+    with ThreadPoolExecutor() as pool:
+        problems = list(pool.map(unreadable_reason, utterances))
+    examples = [
+        Example(utterance, normalise(utterance.text), ())
+        for utterance, problem in zip(utterances, problems, strict=True)
+        if problem is None
+    ]
+    exclusions = [
+        Exclusion(utterance.id, problem, utterance.duration_seconds)
+        for utterance, problem in zip(utterances, problems, strict=True)
+        if problem is not None
+    ]
+    return Selection(examples, exclusions)
+
+
+def unreadable_reason(utterance: Utterance) -> str | None:
+    """Why the audio cannot be read, judged by the file's header, or None."""
+    try:
+        info = audio_info(utterance.audio_path)
+    except AudioError as error:
+        return str(error)
+    end_seconds = utterance.offset_seconds + utterance.duration_seconds
+    if end_seconds > info.duration_seconds + DURATION_TOLERANCE_SECONDS:
+        return (
+            f"the manifest says the audio reaches to {end_seconds:.2f} s but "
+            f"{utterance.audio_path} is {info.duration_seconds:.2f} s long"
+        )
+    return None
+
+
+class SpeechDataset(Dataset[Batch]):
+    """Examples as batches: indexed with the picks of a sampler, one whole batch at a time.
+
+    Args:
+        examples: what :func:`select_learnable` or :func:`select_readable` kept.
+        sample_rate: Hz of the returned waveforms.
+        blank_id: pads the targets.
+        augment: changes the waveforms, in training only.
+        cache_bytes: decoded audio kept in memory (by each loader process), up to this size.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        *,
+        sample_rate: int,
+        blank_id: int,
+        augment: WaveformAugmenter | None = None,
+        cache_bytes: int = 0,
+    ) -> None:
+        self.examples = examples
+        self.sample_rate = sample_rate
+        self.blank_id = blank_id
+        self.augment = augment
+        self._cache: dict[int, Tensor] = {}
+        self._cache_bytes_left = cache_bytes
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def durations(self) -> list[float]:
+        return [example.utterance.duration_seconds for example in self.examples]
+
+    def __getitem__(self, picks: Sequence[Pick]) -> Batch:
+        """The batch of these picks.
+
+        Raises:
+            AudioError: a file turned out to be unreadable; names it.
+        """
+        waveforms = [self._waveform(pick) for pick in picks]
+        return collate([self.examples[pick.index] for pick in picks], waveforms, picks, self.blank_id)
+
+    def _waveform(self, pick: Pick) -> Tensor:
+        waveform = self._cache.get(pick.index)
+        if waveform is None:
+            waveform = self._load(self.examples[pick.index].utterance)
+            num_bytes = waveform.numel() * waveform.element_size()
+            if num_bytes <= self._cache_bytes_left:
+                self._cache[pick.index] = waveform
+                self._cache_bytes_left -= num_bytes
+        return self.augment(waveform, pick.seed) if self.augment is not None else waveform
+
+    def _load(self, utterance: Utterance) -> Tensor:
+        return load_utterance(utterance, self.sample_rate)
+
+
+def load_utterance(utterance: Utterance, sample_rate: int) -> Tensor:
+    """``(samples,)`` of one utterance at the model's rate.
+
+    A manifest's duration is rounded; the file's own end counts when the two agree within the tolerance.
+    """
+    info = audio_info(utterance.audio_path)
+    to_end = info.duration_seconds - utterance.offset_seconds
+    reaches_end = utterance.duration_seconds >= to_end - DURATION_TOLERANCE_SECONDS
+    whole = utterance.offset_seconds == 0 and reaches_end
+    return load_audio(
+        utterance.audio_path,
+        sample_rate,
+        offset_seconds=0.0 if whole else utterance.offset_seconds,
+        duration_seconds=None if reaches_end else utterance.duration_seconds,
+    )
+
+
+def collate(
+    examples: Sequence[Example], waveforms: Sequence[Tensor], picks: Sequence[Pick], blank_id: int
+) -> Batch:
+    """Pad to the longest of the batch: waveforms with zeros, targets with the blank."""
+    targets = [torch.tensor(example.target, dtype=torch.int64) for example in examples]
+    return Batch(
+        utterance_ids=tuple(example.utterance.id for example in examples),
+        waveforms=pad_sequence(list(waveforms), batch_first=True),
+        waveform_lengths=torch.tensor([len(waveform) for waveform in waveforms]),
+        targets=pad_sequence(targets, batch_first=True, padding_value=blank_id),
+        target_lengths=torch.tensor([len(target) for target in targets]),
+        texts=tuple(example.text for example in examples),
+        seeds=torch.tensor([pick.seed for pick in picks]),
+    )

@@ -1,0 +1,44 @@
+"""What every decoder promises, and what they share."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from asr.records import Emissions, Hypothesis, Word
+from asr.tokenizer import Tokenizer
+
+
+class Decoder(Protocol):
+    """Emissions → one best hypothesis per utterance."""
+
+    def decode(self, emissions: Emissions) -> list[Hypothesis]:
+        """``(batch, frames, vocab)`` log-probabilities → one hypothesis per utterance."""
+        ...
+
+
+def words_from_tokens(
+    tokenizer: Tokenizer,
+    token_ids: Sequence[int],
+    start_frames: Sequence[int],
+    end_frames: Sequence[int],
+    confidences: Sequence[float],
+    seconds_per_frame: float,
+) -> tuple[Word, ...]:
+    """Words with times: from the start of the first token to the end of the last.
+
+    A word's confidence is the geometric mean of its tokens' probabilities.
+    """
+    words = []
+    for group in tokenizer.word_groups(list(token_ids)):
+        inside = range(group.first, group.last + 1)
+        product = 1.0
+        for index in inside:
+            product *= confidences[index]
+        words.append(
+            Word(
+                text=group.text,
+                start_seconds=start_frames[group.first] * seconds_per_frame,
+                end_seconds=(end_frames[group.last] + 1) * seconds_per_frame,
+                confidence=product ** (1 / len(inside)),
+            )
+        )
+    return tuple(words)

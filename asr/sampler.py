@@ -1,0 +1,117 @@
+"""Which utterances share a batch: plans that are pure functions of their arguments."""
+
+from collections.abc import Iterator, Sequence
+from math import ceil
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+MAX_BUCKETS = 30
+MIN_BATCHES_PER_BUCKET = 4
+
+
+class Pick(NamedTuple):
+    """One utterance of a batch: its index in the dataset and its augmentation seed."""
+
+    index: int
+    seed: int
+
+
+class BucketSampler(Sampler[list[Pick]]):
+    """Training batches of utterances of similar duration, reshuffled each epoch.
+
+    Utterances are sorted by duration into buckets; each epoch shuffles within the buckets and
+    shuffles the order of the batches. The number of batches is the same in every epoch, so
+    schedules can count on it. The plan depends on ``(seed, epoch)`` alone: a resumed run sees the
+    batches that the interrupted one would have seen.
+
+    Args:
+        durations: seconds of each utterance, after the slowest speed perturbation.
+        max_utterances: largest batch.
+        max_seconds: largest ``utterances x longest`` of a batch, padding included.
+        seed: of the shuffling.
+    """
+
+    def __init__(
+        self, durations: Sequence[float], *, max_utterances: int, max_seconds: float, seed: int
+    ) -> None:
+        self.seed = seed
+        self.epoch = 0
+        self.num_done = 0
+        order = np.argsort(np.asarray(durations), kind="stable")
+        num_buckets = max(1, min(MAX_BUCKETS, len(order) // (MIN_BATCHES_PER_BUCKET * max_utterances)))
+        self._buckets = np.array_split(order, num_buckets)
+        self._batches_per_bucket = [
+            ceil(len(bucket) / _batch_size(durations[bucket[-1]], max_utterances, max_seconds))
+            for bucket in self._buckets
+        ]
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return sum(self._batches_per_bucket)
+
+    def plan(self, epoch: int) -> list[list[Pick]]:
+        """All batches of an epoch, in order."""
+        generator = np.random.default_rng([self.seed, epoch])
+        batches = [
+            chunk
+            for bucket, num_batches in zip(self._buckets, self._batches_per_bucket, strict=True)
+            for chunk in np.array_split(generator.permutation(bucket), num_batches)
+        ]
+        order = generator.permutation(len(batches))
+        return [
+            [
+                Pick(int(index), int(seed))
+                for index, seed in zip(
+                    batches[number], generator.integers(2**62, size=len(batches[number])), strict=True
+                )
+            ]
+            for number in order
+        ]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration yields (Lightning calls this)."""
+        self.epoch = epoch
+
+    def skip(self, num_batches: int) -> None:
+        """Leave out the first batches of the next iteration: they were done before an interruption."""
+        self.num_done = num_batches
+
+    def __iter__(self) -> Iterator[list[Pick]]:
+        remaining = self.plan(self.epoch)[self.num_done :]
+        self.num_done = 0
+        return iter(remaining)
+
+
+class SequentialSampler(Sampler[list[Pick]]):
+    """Every utterance once, longest first (an out-of-memory error comes at once), no randomness."""
+
+    def __init__(self, durations: Sequence[float], *, max_utterances: int, max_seconds: float) -> None:
+        self.batches = batches_by_length(durations, max_utterances=max_utterances, max_seconds=max_seconds)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[Pick]]:
+        return ([Pick(index, 0) for index in batch] for batch in self.batches)
+
+
+def batches_by_length(
+    durations: Sequence[float], *, max_utterances: int, max_seconds: float
+) -> list[list[int]]:
+    """Indices of ``durations`` in batches within both limits, longest first.
+
+    An utterance longer than ``max_seconds`` gets a batch of its own.
+    """
+    order = sorted(range(len(durations)), key=lambda index: -durations[index])
+    batches: list[list[int]] = []
+    while order:
+        size = _batch_size(durations[order[0]], max_utterances, max_seconds)
+        batches.append(order[:size])
+        order = order[size:]
+    return batches
+
+
+def _batch_size(longest_seconds: float, max_utterances: int, max_seconds: float) -> int:
+    return max(1, min(max_utterances, int(max_seconds / max(longest_seconds, 1e-3))))
