@@ -1,14 +1,11 @@
 """Transcript normalisation: one function, used for training targets and for scoring alike."""
 
 import unicodedata
+from collections.abc import Callable
 from typing import Literal
 
 Case = Literal["lower", "upper", "keep"]
 
-# Typographic variants of ASCII punctuation that keyboards and corpora mix freely.
-_PLAIN_PUNCTUATION = str.maketrans(
-    {"’": "'", "‘": "'", "ʼ": "'", "`": "'", "´": "'", "–": "-", "—": "-", "“": '"', "”": '"', "…": "."}
-)
 _APOSTROPHE = "'"
 
 
@@ -16,28 +13,62 @@ def normalise(text: str, *, case: Case = "lower", keep_punctuation: bool = False
     """Return ``text`` in the form in which it is trained on and scored.
 
     Unicode NFKC (so that composed and decomposed accents are the same character), one case,
-    punctuation and symbols replaced by a space except word-internal apostrophes, runs of
-    white space collapsed to one space. Idempotent: normalising twice changes nothing.
+    invisible characters (soft hyphens, joiners, byte-order marks) removed, punctuation and
+    symbols replaced by a space except word-internal apostrophes, runs of white space collapsed
+    to one space. Idempotent: normalising twice changes nothing.
 
     Args:
         text: any transcript.
         case: ``lower``, ``upper`` or ``keep``.
         keep_punctuation: leave punctuation and symbols in place.
     """
-    text = unicodedata.normalize("NFKC", text.translate(_PLAIN_PUNCTUATION))
+    # Before NFKC, which would turn '´' into a space and an accent, and not see past a joiner.
+    text = unicodedata.normalize("NFKC", text.translate(_TYPOGRAPHY))
     if case == "lower":
         # NFKC again: lower-casing can decompose (e.g. 'İ' becomes 'i' + combining dot).
         text = unicodedata.normalize("NFKC", text.lower())
     elif case == "upper":
         text = unicodedata.normalize("NFKC", text.upper())
+    # After NFKC too: it makes typographic characters of its own (e.g. 'ʼn' of 'ŉ').
+    text = text.translate(_TYPOGRAPHY)
     if not keep_punctuation:
-        text = "".join(_blank_out_punctuation(character) for character in text)
+        text = text.translate(_PUNCTUATION)
         text = " ".join(word.strip(_APOSTROPHE) for word in text.split())
     return " ".join(text.split())
 
 
-def _blank_out_punctuation(character: str) -> str:
-    if character == _APOSTROPHE:
-        return character
-    # P* punctuation, S* symbols, C* control and format characters.
-    return " " if unicodedata.category(character)[0] in "PSC" else character
+class _Replacements(dict[int, str]):
+    """A table for ``str.translate`` that is filled as characters are met."""
+
+    def __init__(self, replacement: Callable[[str], str], fixed: dict[str, str]) -> None:
+        super().__init__({ord(character): plain for character, plain in fixed.items()})
+        self._replacement = replacement
+
+    def __missing__(self, code_point: int) -> str:
+        self[code_point] = self._replacement(chr(code_point))
+        return self[code_point]
+
+
+def _without_control(character: str) -> str:
+    category = unicodedata.category(character)
+    if category == "Cf":  # format characters, which have no width
+        return ""
+    return " " if category[0] == "C" else character
+
+
+def _without_punctuation(character: str) -> str:
+    return " " if unicodedata.category(character)[0] in "PS" else character
+
+
+_TYPOGRAPHY = _Replacements(
+    _without_control,
+    {
+        # Variants of ASCII punctuation that keyboards and corpora mix freely.
+        **dict.fromkeys("’‘ʼ`´", "'"),
+        **dict.fromkeys("–—", "-"),
+        **dict.fromkeys("“”", '"'),
+        "…": "...",
+        "\u200b": " ",  # the zero-width space separates words where no space is written
+    },
+)
+_PUNCTUATION = _Replacements(_without_punctuation, {_APOSTROPHE: _APOSTROPHE})
