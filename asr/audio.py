@@ -249,23 +249,23 @@ def _mono_blocks(source: _Source, start: int, stop: int) -> Iterator[Tensor]:
         for position in range(start, stop, block_samples):
             num_wanted = min(block_samples, stop - position)
             block = file.read(num_wanted, dtype="float32", always_2d=True)
-            _check_block(info, position, num_wanted, block)
             mono = block[:, 0] if info.num_channels == 1 else block.mean(axis=1)
-            yield torch.from_numpy(np.ascontiguousarray(mono))
+            _check_block(info, position, num_wanted, mono)
+            yield torch.from_numpy(mono)
     except soundfile.LibsndfileError as error:
         raise AudioError(
             f"{info.path}: is truncated or damaged ({_reason(error)}); copy or record it again"
         ) from error
 
 
-def _check_block(info: AudioInfo, position: int, num_wanted: int, block: np.ndarray) -> None:
-    if len(block) < num_wanted:
-        end = samples_to_seconds(position + len(block), info.sample_rate)
+def _check_block(info: AudioInfo, position: int, num_wanted: int, mono: np.ndarray) -> None:
+    if len(mono) < num_wanted:
+        end = samples_to_seconds(position + len(mono), info.sample_rate)
         raise AudioError(
             f"{info.path}: is truncated: its header promises {info.duration_seconds:.3f} s and "
             f"it ends at {end:.3f} s; copy or record it again"
         )
-    finite = np.isfinite(block).all(axis=1)
+    finite = np.isfinite(mono)  # a non-finite channel makes the mean non-finite
     if not finite.all():
         place = samples_to_seconds(position + int(np.argmin(finite)), info.sample_rate)
         raise AudioError(
