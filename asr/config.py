@@ -492,6 +492,39 @@ class TranscribeConfig:
             )
 
 
+@dataclass
+class PrepareConfig:
+    """``python -m asr.prepare``. ``None`` leaves the choice to the corpus."""
+
+    corpus: str = REQUIRED
+    source: str | None = None
+    output: str = REQUIRED
+    download_dir: str | None = None
+    mirror: str | None = None
+    seed: int | None = None
+    dev_fraction: float | None = None
+    test_fraction: float | None = None
+    folds: int | None = None
+    fold: int | None = None
+    split_by: str | None = None
+    subsets: list[str] | None = None
+    dev_speaker: str | None = None
+    test_speaker: str | None = None
+    connected: bool | None = None
+    connected_passes: int | None = None
+    min_digits: int | None = None
+    max_digits: int | None = None
+    audio_column: str | None = None
+    text_column: str | None = None
+    speaker_column: str | None = None
+    speaker_folders: bool | None = None
+    num_utterances: int | None = None
+    num_speakers: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("corpus", self.corpus, ["demo", "an4", "fsdd", "librispeech", "ljspeech", "folder"])
+
+
 KINDS: dict[str, dict[str, type]] = {
     "features": {"logmel": LogMelConfig, "mfcc": MfccConfig, "spectrogram": SpectrogramConfig},
     "tokenizer": {"char": CharTokenizerConfig, "sentencepiece": SentencePieceConfig},
