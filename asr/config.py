@@ -525,6 +525,38 @@ class PrepareConfig:
         check_choice("corpus", self.corpus, ["demo", "an4", "fsdd", "librispeech", "ljspeech", "folder"])
 
 
+@dataclass
+class ExplainConfig:
+    """``python -m asr.explain``: a table of probabilities, or a recording under a checkpoint."""
+
+    text: str | None = None
+    output: str | None = None
+    image_format: str = "png"
+    probs: str | None = None
+    inputs: str = "auto"
+    blank: int | None = None
+    symbols: str | None = None
+    max_paths: int = 30
+    checkpoint: str | None = None
+    audio: str | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("image_format", self.image_format, ["png", "svg"])
+        check_choice("inputs", self.inputs, ["auto", "probs", "logits", "log_probs"])
+        check_range("max_paths", self.max_paths, at_least=1)
+        if (self.probs is None) == (self.checkpoint is None):
+            raise ConfigError("give either probs=TABLE or checkpoint=MODEL audio=FILE; --help shows examples")
+        if self.probs is not None and self.audio is not None:
+            raise ConfigError("audio= goes with checkpoint=, not with probs=")
+        if self.checkpoint is not None:
+            if self.audio is None:
+                raise ConfigError("checkpoint= needs audio=FILE, the recording to explain")
+            if self.blank is not None or self.symbols is not None or self.inputs != "auto":
+                raise ConfigError(
+                    "blank=, symbols= and inputs= describe a table; a checkpoint knows its own tokens"
+                )
+
+
 KINDS: dict[str, dict[str, type]] = {
     "features": {"logmel": LogMelConfig, "mfcc": MfccConfig, "spectrogram": SpectrogramConfig},
     "tokenizer": {"char": CharTokenizerConfig, "sentencepiece": SentencePieceConfig},
