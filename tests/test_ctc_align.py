@@ -210,8 +210,9 @@ def test_words_from_characters() -> None:
     assert [(word.text, word.start_frame, word.end_frame) for word in by_id] == [("", 3, 8), ("", 15, 17)]
 
 
-def test_words_from_sentencepiece() -> None:
-    vocabulary = ["<blank>", "▁the", "▁c", "at", "▁"]
+@pytest.mark.parametrize("space", ["▁", " "])
+def test_words_from_sentencepiece(space: str) -> None:
+    vocabulary = ["<blank>", f"{space}the", f"{space}c", "at", space]
     words = word_spans(spans_of([1, 2, 3, 4, 3]), vocabulary=vocabulary)
     assert [word.text for word in words] == ["the", "cat", "at"]
     assert [len(word.tokens) for word in words] == [1, 2, 1]

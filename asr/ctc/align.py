@@ -19,9 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from asr.ctc.paths import FloatArray, IntArray, Lattice, as_log_probs, min_num_frames
 from asr.errors import AsrError
 
-WORD_START = "▁"
-"""Sentencepiece's mark on a piece that begins a word."""
-_WORD_SEPARATORS = frozenset({" ", "|", WORD_START})
+_SENTENCEPIECE_SPACE = "▁"
 
 
 class AlignmentError(AsrError):
@@ -260,8 +258,8 @@ def word_spans(
 ) -> list[WordSpan]:
     """Group token spans into words.
 
-    Words are separated by tokens that are a space, ``|`` or ``boundary_id``, which belong to no
-    word, and begin at sentencepiece pieces that start with ``▁``.
+    Words are separated by tokens that are white space, ``|`` or ``boundary_id``, which belong to
+    no word, and begin at pieces that start with a space (or sentencepiece's ``▁`` for it).
 
     Args:
         spans: from :meth:`Alignment.token_spans`.
@@ -270,23 +268,26 @@ def word_spans(
     """
     if vocabulary is None and boundary_id is None:
         raise ValueError("give vocabulary or boundary_id; without either nothing tells where words end")
+    pieces = (
+        None if vocabulary is None else [piece.replace(_SENTENCEPIECE_SPACE, " ") for piece in vocabulary]
+    )
     words: list[list[TokenSpan]] = [[]]
     for span in spans:
-        piece = "" if vocabulary is None else vocabulary[span.token_id]
-        if span.token_id == boundary_id or piece in _WORD_SEPARATORS:
+        piece = "" if pieces is None else pieces[span.token_id]
+        if span.token_id == boundary_id or piece == "|" or piece.isspace():
             words.append([])
             continue
-        if piece.startswith(WORD_START):
+        if piece.startswith(" "):
             words.append([])
         words[-1].append(span)
-    return [_word_span(tuple(tokens), vocabulary) for tokens in words if tokens]
+    return [_word_span(tuple(tokens), pieces) for tokens in words if tokens]
 
 
-def _word_span(tokens: tuple[TokenSpan, ...], vocabulary: Sequence[str] | None) -> WordSpan:
-    pieces = [] if vocabulary is None else [vocabulary[token.token_id] for token in tokens]
+def _word_span(tokens: tuple[TokenSpan, ...], pieces: Sequence[str] | None) -> WordSpan:
+    text = "" if pieces is None else "".join(pieces[token.token_id] for token in tokens).strip()
     num_frames = sum(token.num_frames for token in tokens)
     score = sum(token.score * token.num_frames for token in tokens) / num_frames
-    return WordSpan("".join(pieces).replace(WORD_START, ""), tokens, score)
+    return WordSpan(text, tokens, score)
 
 
 def _viterbi(scores: FloatArray, labels: Sequence[int], blank: int, index: int) -> Alignment | Infeasible:
