@@ -23,7 +23,7 @@ Record = TypeVar("Record")
 
 _CHANNEL = "A"
 _UNKNOWN_SPEAKER = "unknown"
-_SPECIAL = re.compile(r"[{}()<>;%]|^@$|^IGNORE_TIME_SEGMENT_IN_SCORING$")
+_SPECIAL = re.compile(r"[{}()<>]|^;;|^@$|^IGNORE_TIME_SEGMENT_IN_SCORING$")
 
 
 class Transcript(NamedTuple):
