@@ -82,20 +82,29 @@ def test_pitch_is_what_was_asked_for():
     assert fundamental_hz(75) > 1.2 * fundamental_hz(25)
 
 
-def test_word_times_agree_with_where_the_hiss_of_s_starts():
-    speech = speak("zero seven zero six zero seventy", Voice("en-us", "m3"))
-    assert [word.text for word in speech.words] == ["zero", "seven", "zero", "six", "zero", "seventy"]
-    hop = speech.sample_rate // 200  # 5 ms
-    frames = np.lib.stride_tricks.sliding_window_view(speech.waveform, 2 * hop)[::hop]
-    power = np.abs(np.fft.rfft(frames * np.hanning(2 * hop), axis=1)) ** 2
-    hz = np.fft.rfftfreq(2 * hop, 1 / speech.sample_rate)
-    hiss = power[:, hz > 4000].sum(1) / (power.sum(1) + 1e-6)
-    for word in speech.words[1::2]:  # the words with s, each after the vowel of "zero"
-        frame = round(word.start_seconds * 200)
-        window = hiss[frame - 12 : frame + 12]
-        onset = frame - 12 + int(np.argmax(window > 0.5))
-        assert window.max() > 0.5
-        assert abs(onset - frame) <= 6  # 30 ms
+def hiss_onset_seconds(speech: espeak.Speech, near_seconds: float) -> float:
+    """Where, within 60 ms of a time, most of the power comes to lie above 4 kHz: an s begins."""
+    hop = speech.sample_rate // 500
+    frames = np.lib.stride_tricks.sliding_window_view(speech.waveform, 4 * hop)[::hop]
+    power = np.abs(np.fft.rfft(frames * np.hanning(4 * hop), axis=1)) ** 2
+    hz = np.fft.rfftfreq(4 * hop, 1 / speech.sample_rate)
+    hiss = power[:, hz > 4000].sum(1) / (power.sum(1) + 1e-9)
+    first = round(near_seconds * 500) - 30
+    window = hiss[first : first + 60]
+    assert window.max() > 0.5
+    return (first + int(np.argmax(window > 0.5)) + 2) * hop / speech.sample_rate
+
+
+@pytest.mark.parametrize("voice", [Voice(), Voice("en-us", "m3"), Voice("en-us", "m1", 140)])
+@pytest.mark.parametrize(
+    ("text", "tolerance_seconds"),
+    # espeak-ng makes a tiny pause before the s after a vowel or nasal; after an l its word event is early.
+    [("zero seven", 0.016), ("nine seven", 0.016), ("call seven", 0.006), ("all six", 0.006)],
+)
+def test_word_times_agree_with_where_the_hiss_of_s_starts(text, tolerance_seconds, voice):
+    speech = speak(text, voice)
+    start_seconds = speech.words[-1].start_seconds
+    assert hiss_onset_seconds(speech, start_seconds) == pytest.approx(start_seconds, abs=tolerance_seconds)
 
 
 def test_word_times_are_ordered_and_cover_the_speech():

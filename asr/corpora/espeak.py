@@ -4,7 +4,7 @@ The library comes with the ``espeakng-loader`` wheel. It keeps hidden state betw
 (pitch flutter, wave phase, noise generator) that neither ``espeak_Terminate`` nor its seed resets,
 so the same sentence would come out differently depending on what was said before. The library is
 therefore loaded afresh for every utterance, which costs about 4 ms: the samples are a pure function
-of the text and the voice.
+of the text and the voice, as long as nothing else in the process keeps the same library loaded.
 
 Source: ``speak_lib.h`` of espeak-ng 1.52, https://github.com/espeak-ng/espeak-ng
 """
@@ -34,9 +34,11 @@ _DONT_EXIT = 0x8000  # report missing data instead of ending the process
 _UTF8 = 1
 _PHONEMES = 0x100  # text inside [[ ]] is phoneme mnemonics
 _POSITION_CHARACTER = 1
-_RATE, _PITCH, _RANGE = 1, 3, 4
+_RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4
 _END_OF_LIST, _WORD_EVENT, _PHONEME_EVENT = 0, 1, 7
 
+# At espeak-ng's normal volume of 100 several variants clip.
+_UNCLIPPED_VOLUME = 50
 # espeak-ng keeps its data path in a fixed buffer of 160 bytes and adds file names to it.
 _MAX_DATA_PATH_BYTES = 120
 # The British voice's file is called plain "en", and voice variants are looked up by file name.
@@ -215,19 +217,25 @@ class _Engine:
         self._callback: Callable[..., int] = _Callback(self._receive)
         self.sample_rate = _initialise(library, _data_path())
         library.espeak_SetSynthCallback(self._callback)
-        file_name = _VOICE_FILES.get(voice.accent, voice.accent)
-        name = f"{file_name}+{voice.variant}" if voice.variant else file_name
-        if voice.variant and voice.variant not in variants():
-            raise ConfigError(f"unknown espeak-ng voice variant {voice.variant!r}: one of {variants()}")
-        if library.espeak_SetVoiceByName(name.encode()) != 0:
-            raise ConfigError(f"espeak-ng does not know the voice {name!r}")
+        self._set_voice(voice)
         library.espeak_ng_SetRandSeed(1)
         for parameter, value in (
             (_RATE, voice.words_per_minute),
+            (_VOLUME, _UNCLIPPED_VOLUME),
             (_PITCH, voice.pitch),
             (_RANGE, voice.pitch_range),
         ):
             library.espeak_SetParameter(parameter, value, 0)
+
+    def _set_voice(self, voice: Voice) -> None:
+        if voice.variant and voice.variant not in variants():
+            raise ConfigError(
+                f"unknown espeak-ng voice variant {voice.variant!r}: choose one of {', '.join(variants())}"
+            )
+        file_name = _VOICE_FILES.get(voice.accent, voice.accent)
+        name = f"{file_name}+{voice.variant}" if voice.variant else file_name
+        if self._library.espeak_SetVoiceByName(name.encode()) != 0:
+            raise ConfigError(f"espeak-ng does not have the voice {name!r}: reinstall espeakng-loader")
 
     def letter_name(self, letter: str) -> str:
         """``[[mnemonics]]`` of a letter's name and a short pause, as people spell: 18 ms at normal rate."""
