@@ -40,6 +40,8 @@ _MAX_KERNEL_VALUES = 64_000_000
 # (ffmpeg) and values just below 2^31 (sox, arecord).
 _SMALLEST_UNKNOWN_SIZE = 0x7FFF_F000
 _UNKNOWN_NUM_SAMPLES = 1 << 62
+# Title tags at an MP3's end that hold no sound.
+_MAX_MP3_TAIL_BYTES = 4096
 
 _SILENT_PEAK = 1e-4
 _CLIPPED_LEVEL = 0.999
@@ -178,7 +180,7 @@ def _open_audio(path: Path) -> Iterator[_Source]:
                 f"convert it to WAV or FLAC, or remove it"
             ) from error
         with file:
-            yield _Source(file, _checked_info(path, file))
+            yield _Source(file, _checked_info(path, file, raw))
 
 
 def _open_file(path: Path) -> FileIO:
@@ -200,10 +202,11 @@ def _open_file(path: Path) -> FileIO:
         raise
 
 
-def _checked_info(path: Path, file: soundfile.SoundFile) -> AudioInfo:
-    if file.frames <= 0:
+def _checked_info(path: Path, file: soundfile.SoundFile, raw: FileIO) -> AudioInfo:
+    num_samples = _counted_mp3_samples(file, raw) if _is_mp3_without_length(file, raw) else file.frames
+    if num_samples == 0:
         raise AudioError(f"{path}: holds no samples; record or copy it again, or remove it")
-    if file.frames >= _UNKNOWN_NUM_SAMPLES:
+    if num_samples is None or not 0 < num_samples < _UNKNOWN_NUM_SAMPLES:
         raise AudioError(
             f"{path}: its header does not say how long it is; write it anew, e.g. with ffmpeg or sox"
         )
@@ -211,10 +214,36 @@ def _checked_info(path: Path, file: soundfile.SoundFile) -> AudioInfo:
         path=path,
         sample_rate=file.samplerate,
         num_channels=file.channels,
-        num_samples=file.frames,
-        duration_seconds=samples_to_seconds(file.frames, file.samplerate),
+        num_samples=num_samples,
+        duration_seconds=samples_to_seconds(num_samples, file.samplerate),
         subtype=file.subtype,
     )
+
+
+def _is_mp3_without_length(file: soundfile.SoundFile, raw: FileIO) -> bool:
+    """Look for the tag in an MP3's first frame that holds its number of frames."""
+    if file.format != "MP3":
+        return False
+    position = raw.tell()
+    raw.seek(0)
+    start = raw.read(10)
+    if start[:3] == b"ID3":  # a title tag, whose size is written in four groups of seven bits
+        raw.seek(10 + sum(byte << shift for byte, shift in zip(start[6:], (21, 14, 7, 0), strict=True)))
+    first_frame = raw.read(512)
+    raw.seek(position)
+    return not any(tag in first_frame for tag in (b"Xing", b"Info", b"VBRI"))
+
+
+def _counted_mp3_samples(file: soundfile.SoundFile, raw: FileIO) -> int | None:
+    """Count by decoding what libsndfile only estimates from the first frames' bit rate.
+
+    Returns None where it estimates too few, since it then stops before the end.
+    """
+    num_samples = 0
+    while num_read := len(file.read(file.samplerate * int(_BLOCK_SECONDS), dtype="float32")):
+        num_samples += num_read
+    num_bytes_left = os.fstat(raw.fileno()).st_size - raw.tell()
+    return num_samples if num_bytes_left < _MAX_MP3_TAIL_BYTES else None
 
 
 def _segment(info: AudioInfo, offset_seconds: float, duration_seconds: float | None) -> tuple[int, int]:
@@ -316,7 +345,8 @@ def _resampler(info: AudioInfo, step_in: int, step_out: int) -> torchaudio.trans
 
 @lru_cache(maxsize=16)
 def _cached_resampler(step_in: int, step_out: int) -> torchaudio.transforms.Resample:
-    return torchaudio.transforms.Resample(step_in, step_out)
+    # The kernel in float64 before it is rounded: torchaudio's default is off by up to 1e-5.
+    return torchaudio.transforms.Resample(step_in, step_out, dtype=torch.float64).float()
 
 
 def _windows(path: Path, sample_rate: int, window_samples: int, hop_samples: int) -> Iterator[Window]:

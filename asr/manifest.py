@@ -4,12 +4,14 @@ Keys: ``audio_filepath``, ``duration`` (seconds) and ``text`` are required; ``id
 and ``offset`` (seconds into the file) are optional; any other key is kept in ``Utterance.extra``.
 """
 
+import codecs
 import hashlib
 import json
 import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,7 @@ def read_manifest(path: str | Path, *, allow_empty_text: bool = True) -> list[Ut
     problems: list[str] = []
     folder = Path(os.path.abspath(path.parent))
     for line_number, line in enumerate(_read_lines(path), start=1):
-        if line.isspace():
+        if not line.strip():
             continue
         try:
             utterances.append(_parse_line(line, folder, allow_empty_text))
@@ -93,7 +95,8 @@ def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> None:
             f"{path}: cannot be written ({error.strerror}); choose another output folder"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # there is none after success, or where no file can be
+            temporary.unlink()
 
 
 def manifest_sha256(path: str | Path) -> str:
@@ -132,12 +135,13 @@ def _open(path: Path) -> Any:
 
 def _read_lines(path: Path) -> Iterable[bytes]:
     with _open(path) as file:
+        yield file.readline().removeprefix(codecs.BOM_UTF8)
         yield from file
 
 
 def _parse_line(line: bytes, folder: Path, allow_empty_text: bool) -> Utterance:
     try:
-        record = json.loads(line.decode("utf-8-sig"))
+        record = json.loads(line.decode())
     except UnicodeDecodeError as error:
         raise _BadLineError("not UTF-8 text") from error
     except (json.JSONDecodeError, RecursionError) as error:
@@ -235,31 +239,38 @@ def _summarise(path: Path, problems: list[str]) -> str:
 
 def _with_derived_ids(utterances: list[Utterance], line_numbers: list[int]) -> list[Utterance]:
     """Name the utterances without an id: file stem, else stem and offset, else stem and line number."""
-    taken = Counter(utterance.id for utterance in utterances if utterance.id)
-    if taken.total() == len(utterances):
+    pending = [index for index, utterance in enumerate(utterances) if not utterance.id]
+    if not pending:
         return utterances
-    stems = Counter(taken)
-    stems_with_offset = Counter(taken)
-    for utterance in utterances:
-        if not utterance.id:
-            stems[utterance.audio_path.stem] += 1
-            stems_with_offset[_stem_with_offset(utterance)] += 1
+    utterances = list(utterances)
+    taken = {utterance.id for utterance in utterances if utterance.id}
+    for derive in (_stem, _stem_with_offset):
+        names = [derive(utterances[index]) for index in pending]
+        counts = Counter(names)
+        unresolved = []
+        for index, name in zip(pending, names, strict=True):
+            # All that share a name move on together, so that ids do not depend on the order of lines.
+            if counts[name] > 1 or name in taken:
+                unresolved.append(index)
+            else:
+                utterances[index] = replace(utterances[index], id=name)
+        taken.update(name for name in names if counts[name] == 1)
+        pending = unresolved
+    for index in pending:
+        name = f"{_stem(utterances[index])}-line{line_numbers[index]}"
+        while name in taken:
+            name += "-"
+        taken.add(name)
+        utterances[index] = replace(utterances[index], id=name)
+    return utterances
 
-    def derived_id(utterance: Utterance, line_number: int) -> str:
-        stem = utterance.audio_path.stem
-        if stems[stem] == 1:
-            return stem
-        with_offset = _stem_with_offset(utterance)
-        return with_offset if stems_with_offset[with_offset] == 1 else f"{stem}-line{line_number}"
 
-    return [
-        utterance if utterance.id else replace(utterance, id=derived_id(utterance, line_number))
-        for utterance, line_number in zip(utterances, line_numbers, strict=True)
-    ]
+def _stem(utterance: Utterance) -> str:
+    return utterance.audio_path.stem
 
 
 def _stem_with_offset(utterance: Utterance) -> str:
-    return f"{utterance.audio_path.stem}-{utterance.offset_seconds:.3f}"
+    return f"{_stem(utterance)}-{utterance.offset_seconds:.3f}"
 
 
 def _to_line(utterance: Utterance, folder: str) -> str:
