@@ -342,10 +342,11 @@ def test_other_parameters_replace_the_corpus_and_keep_foreign_files(corpus):
     [
         ({"num_speakers": 2}, "num_speakers=2"),
         ({"num_utterances": 11}, "num_utterances=11"),
+        ({"seed": -1}, "seed=-1"),
         ({"num_speakers": 5000, "num_utterances": 5000}, "too few voices"),
     ],
 )
-def test_impossible_sizes_are_refused_before_anything_is_written(tmp_path, changes, named):
+def test_impossible_parameters_are_refused_before_anything_is_written(tmp_path, changes, named):
     with pytest.raises(ConfigError, match=named):
         synthesise_corpus(tmp_path / "demo", **{**SMALL, **changes})
     assert not (tmp_path / "demo").exists()

@@ -128,7 +128,7 @@ def synthesise_corpus(
         progress: called with the number of utterances made and the total.
 
     Raises:
-        ConfigError: too few or too many utterances or speakers.
+        ConfigError: too few or too many utterances or speakers, or a negative seed.
         ManifestError: the folder cannot be written to.
     """
     output = Path(output)
@@ -183,6 +183,8 @@ def _make_plans(parameters: _Parameters) -> list[_Plan]:
             f"num_utterances={num_utterances} is fewer than num_speakers={num_speakers}: "
             "ask for at least one utterance per speaker"
         )
+    if seed < 0:
+        raise ConfigError(f"seed={seed}: choose 0 or above")
     rng = random.Random(seed)
     speakers = _make_speakers(num_speakers, rng)
     num_held_out = {
@@ -200,7 +202,7 @@ def _make_plans(parameters: _Parameters) -> list[_Plan]:
 
 
 def _make_speakers(num_speakers: int, rng: random.Random) -> dict[str, list[_Speaker]]:
-    """Speakers per split, low and high voices in each; no variant is heard in two splits."""
+    """Speakers per split, a third of them with high voices; no variant is heard in two splits."""
     num_held_out = max(1, round(_HELD_OUT_SPEAKERS * num_speakers))
     counts = {"dev": num_held_out, "test": num_held_out, "train": num_speakers - 2 * num_held_out}
     low = _shuffled(_LOW_VARIANTS.split(), rng)
@@ -208,7 +210,6 @@ def _make_speakers(num_speakers: int, rng: random.Random) -> dict[str, list[_Spe
     speakers: dict[str, list[_Speaker]] = {}
     for split, count in counts.items():
         is_train = split == "train"
-        # About one voice in three is high, as in the list of variants.
         num_high = len(high) if is_train else (count + 1) // 3
         num_low = len(low) if is_train else count - num_high
         pool = [high.pop() for _ in range(min(num_high, len(high)))]
