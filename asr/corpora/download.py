@@ -11,6 +11,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -142,7 +143,7 @@ def unpack(archive: Path, destination: Path, *, progress: Progress | None = None
                 shutil.copyfileobj(content, output, _CHUNK_BYTES)
             if progress is not None:
                 progress(f"unpacking {archive.name}", num_done, None)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise DownloadError(
             f"cannot unpack {archive}: {_words(error)}; delete the file and run the command again"

@@ -117,7 +117,9 @@ def carve(utterances: Sequence[Utterance], groupings: Sequence[Grouping], plan: 
     """
     grouping = _choose_grouping(utterances, groupings, plan.split_by, plan.num_parts)
     sizes = Counter(grouping.group_of(utterance) for utterance in utterances)
-    test_groups = choose_groups(sizes, plan.test_fraction, plan.seed, purpose="test")
+    test_groups = choose_groups(
+        sizes, plan.test_fraction, plan.seed, purpose="test", num_left=plan.num_parts - 1
+    )
     rest = {group: size for group, size in sizes.items() if group not in test_groups}
     if plan.folds is not None:
         assignment = assign_folds(rest, plan.folds, plan.seed)
@@ -141,21 +143,22 @@ def carve(utterances: Sequence[Utterance], groupings: Sequence[Grouping], plan: 
 
 
 def choose_groups(
-    sizes: Mapping[str, int], fraction: float, seed: int, *, purpose: str = "dev"
+    sizes: Mapping[str, int], fraction: float, seed: int, *, purpose: str = "dev", num_left: int = 1
 ) -> frozenset[str]:
     """Whole groups that together hold about ``fraction`` of all items.
 
     Groups are visited in hash order and taken when that brings the total nearer to the target.
-    With a positive fraction and at least two groups, at least one is taken and one is left.
+    At least ``num_left`` groups are left, and with a positive fraction at least one is taken where
+    that allows it. ``purpose`` makes the orders for dev and test independent.
     """
     target = fraction * sum(sizes.values())
     order = _hash_order(sizes, seed, purpose)
-    if target <= 0 or len(order) < 2:
+    if target <= 0 or len(order) <= num_left:
         return frozenset()
     chosen: list[str] = []
     total = 0
     for group in order:
-        if len(chosen) < len(order) - 1 and abs(total + sizes[group] - target) < abs(total - target):
+        if len(chosen) < len(order) - num_left and abs(total + sizes[group] - target) < abs(total - target):
             chosen.append(group)
             total += sizes[group]
     return frozenset(chosen or [min(order, key=lambda group: sizes[group])])
