@@ -184,6 +184,8 @@ class SentencePieceTokenizer(Tokenizer):
         Raises:
             RuntimeError: ``model_proto`` is no such model.
         """
+        if blank not in ("first", "last"):
+            raise ValueError(f"the blank is first or last, not {blank!r}")
         self._model_proto = model_proto
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model_proto)
         model_ids = [id_ for id_ in range(self._processor.vocab_size()) if _spells_text(self._processor, id_)]
