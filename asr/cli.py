@@ -4,6 +4,7 @@ Exit code 0 means success, 2 a user mistake (one line on stderr), 130 Ctrl-C; an
 is a bug and keeps its traceback.
 """
 
+import dataclasses
 import difflib
 import logging
 import os
@@ -18,8 +19,6 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
-from rich.logging import RichHandler
 
 from asr.config import KINDS
 from asr.errors import AsrError
@@ -126,7 +125,7 @@ def one_line(error: Exception, schema: type) -> str:
 def unknown_option(name: str, schema: type) -> str:
     """The misspelt option, with the nearest one that exists or the choice under which it would exist."""
     group, _, leaf = name.partition(".")
-    fitting = [kind for kind, node in KINDS.get(group, {}).items() if leaf in node.__dataclass_fields__]
+    fitting = [kind for kind, node in KINDS.get(group, {}).items() if leaf in field_names(node)]
     if fitting:
         return f"unknown option {name!r}: it exists only for kind {' or '.join(fitting)} of {group}"
     close = difflib.get_close_matches(name, option_names(schema), n=1, cutoff=0.6)
@@ -134,20 +133,22 @@ def unknown_option(name: str, schema: type) -> str:
     return f"unknown option {name!r}{hint}"
 
 
+def field_names(schema: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(schema)]
+
+
 def option_names(schema: type) -> list[str]:
     """Every dotted option name that ``schema`` or any kind of any group knows."""
-    names = list(schema.__dataclass_fields__)  # type: ignore[attr-defined]
+    names = field_names(schema)
     for group, kinds in KINDS.items():
         for node in kinds.values():
-            names += [f"{group}.{name}" for name in node.__dataclass_fields__]
+            names += [f"{group}.{name}" for name in field_names(node)]
     return names
 
 
 def setup_logging(log_file: Path | None = None) -> None:
     """Messages of this program at INFO to the terminal (and a file); warnings of everybody else."""
-    handlers: list[logging.Handler] = [
-        RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
-    ]
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
     if log_file is not None:
         to_file = logging.FileHandler(log_file)
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

@@ -215,7 +215,9 @@ class BiLstmConfig(ModelConfig):
                 if len(pair) != 2 or min(pair) < 1:
                     raise ConfigError(f"model.{name}: each entry is [time, mel] with values >= 1, not {pair}")
         if any(size % 2 == 0 for pair in self.conv_kernels for size in pair):
-            raise ConfigError(f"model.conv_kernels={self.conv_kernels} must be odd, so that frames stay centred")
+            raise ConfigError(
+                f"model.conv_kernels={self.conv_kernels} must be odd, so that frames stay centred"
+            )
         for channels in self.conv_channels:
             check_range("model.conv_channels", channels, at_least=1)
         check_range("model.rnn_size", self.rnn_size, at_least=1)
@@ -443,8 +445,7 @@ class TrainConfig:
     logger: LoggerConfig = REQUIRED
 
     def __post_init__(self) -> None:
-        if isinstance(self.model, BiLstmConfig) and isinstance(self.features, FeaturesConfig):
-            check_range("seed", self.seed, at_least=0)
+        check_range("seed", self.seed, at_least=0)
 
 
 @dataclass
@@ -456,12 +457,14 @@ class EvaluateConfig:
     split: str = "dev"
     manifest: str | None = None
     decoder: DecoderConfig = REQUIRED
+    normaliser: str = "none"
     output: str | None = None
     device: str = "auto"
     num_worst: int = 10
 
     def __post_init__(self) -> None:
         check_choice("split", self.split, ["train", "dev", "test"])
+        check_choice("normaliser", self.normaliser, ["none", "basic", "english"])
         check_choice("device", self.device, ["auto", "cpu", "gpu"])
         check_range("num_worst", self.num_worst, at_least=0)
 

@@ -67,7 +67,8 @@ class SpeechDataModule(pl.LightningDataModule):
             batch_size=None,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            pin_memory=self.trainer is not None and self.trainer.accelerator.auto_device_count() > 0
+            pin_memory=self.trainer is not None
+            and self.trainer.accelerator.auto_device_count() > 0
             and self.trainer.strategy.root_device.type == "cuda",
         )
 

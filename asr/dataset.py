@@ -47,7 +47,9 @@ class Selection:
     exclusions: list[Exclusion]
 
 
-def select_learnable(readable: Selection, reasons: Callable[[Example], str | None], tokenizer: Tokenizer) -> Selection:
+def select_learnable(
+    readable: Selection, reasons: Callable[[Example], str | None], tokenizer: Tokenizer
+) -> Selection:
     """For training: of the readable examples, those that CTC can learn from, with their targets.
 
     Args:
@@ -64,7 +66,9 @@ def select_learnable(readable: Selection, reasons: Callable[[Example], str | Non
     return Selection(examples, exclusions)
 
 
-def select_scorable(readable: Selection, reasons: Callable[[Example], str | None], tokenizer: Tokenizer) -> Selection:
+def select_scorable(
+    readable: Selection, reasons: Callable[[Example], str | None], tokenizer: Tokenizer
+) -> Selection:
     """For validation: every readable example counts in the WER, learnable or not.
 
     Those without a possible target keep an empty one and are left out of the dev loss alone.
@@ -183,15 +187,15 @@ class SpeechDataset(Dataset[Batch]):
             AudioError: a file turned out to be unreadable; names it.
         """
         waveforms = [self._waveform(pick) for pick in picks]
-        return collate([self.examples[pick.index] for pick in picks], waveforms, picks, self.blank_id)
+        return collate([self.examples[pick.position] for pick in picks], waveforms, picks, self.blank_id)
 
     def _waveform(self, pick: Pick) -> Tensor:
-        waveform = self._cache.get(pick.index)
+        waveform = self._cache.get(pick.position)
         if waveform is None:
-            waveform = self._load(self.examples[pick.index].utterance)
+            waveform = self._load(self.examples[pick.position].utterance)
             num_bytes = waveform.numel() * waveform.element_size()
             if num_bytes <= self._cache_bytes_left:
-                self._cache[pick.index] = waveform
+                self._cache[pick.position] = waveform
                 self._cache_bytes_left -= num_bytes
         return self.augment(waveform, pick.seed) if self.augment is not None else waveform
 

@@ -102,7 +102,11 @@ def analyse_table(
     )
     labels = search.labels if text is None else labels_of(text, named, blank, vocab_size)
     diagnosis = diagnose(
-        table.log_probs, labels, blank=blank, spell=lambda token_ids: spell(token_ids, names)
+        table.log_probs,
+        labels,
+        blank=blank,
+        spell=lambda token_ids: spell(token_ids, names),
+        symbols=names,
     )
     paths = best_paths(table.log_probs, labels, blank, max_paths)
     return TableExplanation(diagnosis, names, count_paths(labels, num_frames), tuple(paths), search)
@@ -220,7 +224,7 @@ def _print_table(found: TableExplanation, console: Console) -> None:
 
 
 def _print_fact(console: Console, name: str, value: str) -> None:
-    console.print(Text(f"{name:<26}{value}"))
+    console.print(Text(f"{name:<26}{value}"), soft_wrap=True)
 
 
 def _write_table_files(
@@ -264,7 +268,9 @@ def _explain_recording(config: ExplainConfig, console: Console) -> None:
     labels = reading if reference is None else tuple(tokenizer.encode(reference))
     if len(log_probs) * (2 * len(labels) + 1) > MAX_TRELLIS_CELLS:
         raise AudioError(f"{config.audio} is too long to draw; cut out the utterance in question")
-    diagnosis = diagnose(log_probs, labels, blank=tokenizer.blank_id, spell=tokenizer.decode)
+    diagnosis = diagnose(
+        log_probs, labels, blank=tokenizer.blank_id, spell=tokenizer.decode, symbols=tokenizer.tokens
+    )
     spans = [] if diagnosis.alignment is None else diagnosis.alignment.token_spans()
     words = word_spans(spans, vocabulary=tokenizer.tokens)
     seconds_per_frame = recogniser.acoustic_model.seconds_per_frame
@@ -326,7 +332,7 @@ def _write_json(folder: Path, plain: dict[str, Any]) -> Path:
 
 
 def _print_written(paths: Sequence[Path], console: Console) -> None:
-    console.print(Text(f"\nwritten: {', '.join(map(str, paths))}", style="dim"))
+    console.print(Text(f"\nwritten: {', '.join(map(str, paths))}", style="dim"), soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -47,11 +47,11 @@ class SpectralFeatures(nn.Module):
         self.fft_size = 2 ** (self.window_samples - 1).bit_length()
         self.dither = dither
         self.normalise = normalise
-        self.power_spectrum = torchaudio.transforms.Spectrogram(
+        self.spectrum = torchaudio.transforms.Spectrogram(
             n_fft=self.fft_size,
             win_length=self.window_samples,
             hop_length=self.hop_samples,
-            power=2.0,
+            power=None,  # complex: squaring its parts is cheaper than abs() and its square root
             center=True,
             pad_mode="constant",
         )
@@ -81,8 +81,8 @@ class SpectralFeatures(nn.Module):
             if self.training and self.dither > 0:
                 noise = self.dither * torch.randn_like(waveforms)
                 waveforms = waveforms + noise * length_mask(waveform_lengths, waveforms.shape[1])
-            spectrum = self.power_spectrum(waveforms).transpose(1, 2)
-            features = self.from_power(spectrum)
+            spectrum = self.spectrum(waveforms).transpose(1, 2)
+            features = self.from_power(spectrum.real.square() + spectrum.imag.square())
             feature_lengths = self.output_lengths(waveform_lengths)
             return Features(self._normalised(features, feature_lengths), feature_lengths)
 

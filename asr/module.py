@@ -1,7 +1,7 @@
 """The training loop's view of a recogniser: loss, dev WER and what is logged, for Lightning."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
@@ -16,8 +16,8 @@ from asr.decode.decoder import Decoder
 from asr.errors import TrainingError
 from asr.features import length_mask
 from asr.models.acoustic import AcousticModel
-from asr.records import Batch, Emissions, Hypothesis
-from asr.score import ErrorCounts, score, total
+from asr.records import Batch, Emissions
+from asr.score import score, total
 
 logger = logging.getLogger(__name__)
 
@@ -106,9 +106,7 @@ class CtcModule(pl.LightningModule):
                 logger.warning("%s has too few frames for its labels: left out of the loss", utterance_id)
         counts = alignable & (batch.target_lengths > 0)
         target_lengths = torch.where(counts, batch.target_lengths, 0)
-        losses = self.ctc_loss(
-            emissions.log_probs, batch.targets, emissions.log_prob_lengths, target_lengths
-        )
+        losses = self.ctc_loss(emissions.log_probs, batch.targets, emissions.log_prob_lengths, target_lengths)
         # An empty target has a loss of its own (every frame blank): it does not count either.
         losses = torch.where(counts, losses, 0.0)
         num_labels = target_lengths.sum()
@@ -122,7 +120,9 @@ class CtcModule(pl.LightningModule):
         self.num_frames_trained += int(result.emissions.log_prob_lengths.sum())
         if self.global_step % self.log_every_steps == 0:
             self.log("train/loss", result.loss, prog_bar=True)
-            self.log("train/blank_rate", self._num_blanks(result.emissions) / self._num_frames(result.emissions))
+            self.log(
+                "train/blank_rate", self._num_blanks(result.emissions) / self._num_frames(result.emissions)
+            )
             self.log("train/learning_rate", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         return result.loss
 
@@ -135,8 +135,8 @@ class CtcModule(pl.LightningModule):
         message = f"loss is not finite at step {self.global_step} for: {', '.join(named)}"
         if not self.skip_non_finite:
             raise TrainingError(
-                f"{message}. Listen to them and check their text; a lower optimizer.learning_rate or "
-                "trainer.gradient_clip_norm helps when they are fine; trainer.non_finite_loss=skip goes on without them"
+                f"{message}. Listen to them and check their text; if they are fine, lower "
+                "optimizer.learning_rate or trainer.gradient_clip_norm; trainer.non_finite_loss=skip goes on without them"
             )
         logger.warning("%s: step skipped", message)
 

@@ -224,7 +224,8 @@ def _progress(console: Console) -> Iterator[collect.Progress]:
     try:
         yield report
     finally:
-        bars.stop()
+        if tasks:
+            bars.stop()
 
 
 def _named(corpus: PreparedCorpus) -> dict[str, list[Utterance]]:

@@ -12,9 +12,9 @@ MIN_BATCHES_PER_BUCKET = 4
 
 
 class Pick(NamedTuple):
-    """One utterance of a batch: its index in the dataset and its augmentation seed."""
+    """One utterance of a batch: its position in the dataset and its augmentation seed."""
 
-    index: int
+    position: int
     seed: int
 
 

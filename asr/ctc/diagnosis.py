@@ -84,7 +84,12 @@ class Diagnosis:
 
 
 def diagnose(
-    log_probs: ArrayLike, labels: Sequence[int], *, blank: int, spell: Spell | None = None
+    log_probs: ArrayLike,
+    labels: Sequence[int],
+    *,
+    blank: int,
+    spell: Spell | None = None,
+    symbols: Sequence[str] | None = None,
 ) -> Diagnosis:
     """Examine one utterance against its reference.
 
@@ -93,13 +98,15 @@ def diagnose(
             normalised are examined as they are, and reported.
         labels: reference token ids without blanks.
         blank: index of the blank.
-        spell: how to show token ids in the messages; numbers by default.
+        spell: how to show a labelling in the messages; its symbols between spaces by default.
+        symbols: how to show each token; its number by default.
     """
     scores = as_log_probs(log_probs)
     if len(scores) == 0:
         raise ValueError("log_probs has no frames; there is nothing to examine")
     labels = tuple(int(label) for label in labels)
-    spell = spell or (lambda token_ids: " ".join(map(str, token_ids)))
+    names = symbols if symbols is not None else [str(token) for token in range(scores.shape[1])]
+    spell = spell or (lambda token_ids: " ".join(names[token] for token in token_ids))
     with np.errstate(over="ignore"):
         row_sums = np.exp(np.logaddexp.reduce(scores, axis=1))
     greedy = best_path(scores)
@@ -127,7 +134,7 @@ def diagnose(
     if posterior is not None:
         findings += [
             _loss(diagnosis, posterior),
-            _sources(diagnosis, posterior, spell),
+            _sources(diagnosis, posterior, names),
             _certainty(posterior),
         ]
     return dataclasses.replace(diagnosis, findings=tuple(findings))
@@ -181,8 +188,8 @@ def _lengths(diagnosis: Diagnosis, impossible: str | None) -> Finding:
         return Finding("problem", topic, f"the loss is infinite: {impossible}")
     needed = min_num_frames(labels)
     facts = (
-        f"{format_count(len(labels), 'label')} and {format_count(num_repeats(labels), 'adjacent repeat')} need "
-        f"{format_count(needed, 'frame')}; there are {num_frames}, which leaves "
+        f"{format_count(len(labels), 'label')} and {format_count(num_repeats(labels), 'adjacent repeat')} "
+        f"need {format_count(needed, 'frame')}; there are {num_frames}, which leaves "
         f"{format_count(count_paths(labels, num_frames), 'path')}"
     )
     if needed and num_frames < TIGHT_FRAMES_PER_NEEDED * needed:
@@ -233,7 +240,7 @@ def _loss(diagnosis: Diagnosis, posterior: Occupancy) -> Finding:
     return Finding("ok", topic, message)
 
 
-def _sources(diagnosis: Diagnosis, posterior: Occupancy, spell: Spell) -> Finding:
+def _sources(diagnosis: Diagnosis, posterior: Occupancy, names: Sequence[str]) -> Finding:
     topic, losses = "sources of loss", posterior.frame_losses
     total = float(losses.sum())
     if total <= 1e-3:
@@ -243,11 +250,12 @@ def _sources(diagnosis: Diagnosis, posterior: Occupancy, spell: Spell) -> Findin
     order = np.argsort(-losses, kind="stable")
     num_half = int(np.searchsorted(losses[order].cumsum(), total / 2)) + 1
     named = ", ".join(str(frame) for frame in sorted(order[: min(num_half, _NUM_NAMED)].tolist()))
-    message = f"half of it from {num_half} of {format_count(diagnosis.num_frames, 'frame')} (the costliest: {named})"
+    frames = format_count(diagnosis.num_frames, "frame")
+    message = f"half of it from {num_half} of {frames} (the costliest: {named})"
     if len(diagnosis.labels) > 1:
         costliest = np.argsort(-diagnosis.label_losses, kind="stable")[:_NUM_NAMED]
         shares = ", ".join(
-            f"{spell([diagnosis.labels[i]])!r} (label {i}) {diagnosis.label_losses[i] / total:.0%}"
+            f"{names[diagnosis.labels[i]]!r} (label {i}) {diagnosis.label_losses[i] / total:.0%}"
             for i in costliest.tolist()
         )
         message += f"; by label: {shares}"

@@ -46,7 +46,8 @@ class BiLstmEncoder(Encoder):
             MaskedConv2d(*options)
             for options in zip(inputs, conv_channels, conv_kernels, conv_strides, strict=True)
         )
-        self.subsampling = prod(stride[0] for stride in conv_strides)
+        self.time_strides = [stride[0] for stride in conv_strides]
+        self.subsampling = prod(self.time_strides)
         bins = torch.tensor([num_bins])
         for stride in conv_strides:
             bins = strided_lengths(bins, stride[1])
@@ -57,8 +58,8 @@ class BiLstmEncoder(Encoder):
         self.output = nn.Linear(2 * rnn_size, vocab_size)
 
     def output_lengths(self, feature_lengths: Tensor) -> Tensor:
-        for convolution in self.convolutions:
-            feature_lengths = convolution.output_lengths(feature_lengths)
+        for stride in self.time_strides:
+            feature_lengths = strided_lengths(feature_lengths, stride)
         return feature_lengths
 
     def forward(self, batch: Features) -> Emissions:
@@ -76,8 +77,8 @@ class BiLstmEncoder(Encoder):
 class MaskedConv2d(nn.Module):
     """Convolution, batch norm, clipped ReLU; frames beyond the length are zero before and after.
 
-    Without the mask the layer's bias would leak from the padding into the last frames of every
-    utterance that is not the longest of its batch.
+    Otherwise the bias of one layer would leak through the next one's kernel from the padding into
+    the last frames of every utterance that is not the longest of its batch.
     """
 
     def __init__(
@@ -86,58 +87,34 @@ class MaskedConv2d(nn.Module):
         super().__init__()
         padding = (kernel[0] // 2, kernel[1] // 2)
         self.conv = nn.Conv2d(
-            in_channels, out_channels, tuple(kernel), tuple(stride), padding=padding, bias=False
+            in_channels,
+            out_channels,
+            (kernel[0], kernel[1]),
+            (stride[0], stride[1]),
+            padding=padding,
+            bias=False,
         )
         self.norm = MaskedBatchNorm(out_channels)
         self.time_stride = stride[0]
 
-    def output_lengths(self, lengths: Tensor) -> Tensor:
-        return strided_lengths(lengths, self.time_stride)
-
     def forward(self, states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """``(batch, channels, frames, bins)`` and lengths → the same, strided."""
-        states, lengths = self.conv(states), self.output_lengths(lengths)
+        states, lengths = self.conv(states), strided_lengths(lengths, self.time_stride)
         mask = length_mask(lengths, states.shape[2])
         states = self.norm(states.movedim(1, -1), mask).movedim(-1, 1)
-        return F.hardtanh(states, 0.0, 20.0) * mask[:, None, :, None], lengths
+        return F.hardtanh(states, 0.0, 20.0), lengths
 
 
-class MaskedBatchNorm(nn.Module):
-    """Batch normalisation whose statistics count real frames only, never the padding.
+class MaskedBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation of the real frames only: padding neither enters the statistics nor the output."""
 
-    ``torch.nn.BatchNorm1d`` on the valid frames gives the same numbers; this form needs no gather,
-    which on a GPU would wait for the mask.
-    """
-
-    running_mean: Tensor
-    running_variance: Tensor
-
-    def __init__(self, num_channels: int, momentum: float = 0.1, epsilon: float = 1e-5) -> None:
-        super().__init__()
-        self.momentum, self.epsilon = momentum, epsilon
-        self.weight = nn.Parameter(torch.ones(num_channels))
-        self.bias = nn.Parameter(torch.zeros(num_channels))
-        self.register_buffer("running_mean", torch.zeros(num_channels))
-        self.register_buffer("running_variance", torch.ones(num_channels))
-
-    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
-        """``(batch, frames, …, channels)`` with ``mask`` ``(batch, frames)``."""
-        if not self.training:
-            return self._apply(states, self.running_mean, self.running_variance)
-        mask = mask.view(*mask.shape, *[1] * (states.dim() - 2)).to(states.dtype)
-        over = tuple(range(states.dim() - 1))
-        count = mask.sum() * prod(states.shape[2:-1])
-        mean = (states * mask).sum(dim=over) / count
-        variance = ((states - mean).square() * mask).sum(dim=over) / count
-        with torch.no_grad():
-            unbiased = variance * count / (count - 1).clamp(min=1)
-            self.running_mean.lerp_(mean.float(), self.momentum)
-            self.running_variance.lerp_(unbiased.float(), self.momentum)
-        return self._apply(states, mean, variance)
-
-    def _apply(self, states: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-        scale = self.weight * (variance + self.epsilon).rsqrt()
-        return states * scale + (self.bias - mean * scale)
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+        """``(batch, frames, …, channels)`` with ``mask`` ``(batch, frames)``; zero where masked."""
+        frames = states.flatten(0, 1)
+        real = mask.flatten().nonzero().squeeze(1)
+        picked = frames.index_select(0, real)
+        normalised = super().forward(picked.reshape(-1, self.num_features)).view_as(picked)
+        return torch.zeros_like(frames).index_copy(0, real, normalised).view_as(states)
 
 
 class FrameNorm(nn.Module):
@@ -161,9 +138,9 @@ def make_norm(kind: str, size: int) -> nn.Module:
 class BiLstm(nn.Module):
     """One bidirectional LSTM layer whose output does not depend on the padding.
 
-    The usual way is ``pack_padded_sequence``; on CPU that leaves the compiled (oneDNN) kernel and
-    costs 3–5 times as much (`scripts/bench_lstm.py`). Here each utterance is reversed within its own length for the
-    backward direction, so that both directions meet the padding last, and dense kernels apply.
+    The usual way, ``pack_padded_sequence``, leaves the compiled (oneDNN) kernel on a CPU and costs
+    3–5 times as much (``scripts/bench_lstm.py``). Here each utterance is reversed within its own
+    length for the backward direction: both directions meet the padding last, and dense kernels apply.
     """
 
     def __init__(self, input_size: int, size: int) -> None:

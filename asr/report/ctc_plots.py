@@ -23,7 +23,7 @@ MAX_NODES_FRAMES = 40
 MAX_NODES_STATES = 41
 _MAX_NUMBERED_FRAMES = 14
 _MAX_TOKEN_ROWS = 32
-_MAX_NAMED_STATES = 41
+_NOTICEABLE = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def trellis_figure(diagnosis: Diagnosis, symbols: Sequence[str], title: str = ""
         _draw_graph(axes, diagnosis.log_probs, posterior, alignment)
     else:
         _draw_occupancy(figure, axes, posterior, alignment, Timing())
-    _name_states(axes, posterior, symbols)
+    _name_states(axes, posterior, symbols, with_blanks=as_graph)
     axes.set_xlabel("frame")
     axes.set_title(title or f"loss {posterior.loss:.4f} nats", loc="left", color=INK)
     return figure
@@ -125,7 +125,7 @@ def utterance_figure(
     _draw_posteriors(figure, panels[1], diagnosis, symbols, timing)
     if diagnosis.occupancy is not None and diagnosis.alignment is not None:
         _draw_occupancy(figure, panels[2], diagnosis.occupancy, diagnosis.alignment, timing)
-        _name_states(panels[2], diagnosis.occupancy, symbols)
+        _name_states(panels[2], diagnosis.occupancy, symbols, with_blanks=False)
         panels[2].set_title("alignment of the reference (orange: most probable path)", loc="left", fontsize=9)
         _draw_losses(panels[3], diagnosis, symbols, timing)
     panels[-1].set_xlabel(timing.axis_label)
@@ -134,15 +134,15 @@ def utterance_figure(
 
 
 def tokens_to_show(diagnosis: Diagnosis) -> list[int]:
-    """All tokens if they are few, else blank, reference, best path and the most probable others."""
-    if diagnosis.log_probs.shape[1] <= _MAX_TOKEN_ROWS:
-        return list(range(diagnosis.log_probs.shape[1]))
-    probs = np.exp(diagnosis.log_probs)
-    certain = [diagnosis.blank, *sorted({*diagnosis.labels, *diagnosis.reading})]
-    peaks = probs.max(axis=0)
-    others = [token for token in np.argsort(-peaks, kind="stable").tolist() if token not in set(certain)]
-    num_others = max(0, _MAX_TOKEN_ROWS - len(certain))
-    return certain + sorted(others[:num_others])
+    """All tokens if they are few; else the blank, reference, best path and whatever else comes up."""
+    vocab_size = diagnosis.log_probs.shape[1]
+    if vocab_size <= _MAX_TOKEN_ROWS and diagnosis.num_frames <= MAX_NODES_FRAMES:
+        return list(range(vocab_size))
+    needed = [diagnosis.blank, *sorted({*diagnosis.labels, *diagnosis.reading})]
+    peaks = np.exp(diagnosis.log_probs).max(axis=0)
+    peaks[needed] = 0.0
+    others = [token for token in np.argsort(-peaks, kind="stable").tolist() if peaks[token] > _NOTICEABLE]
+    return needed + sorted(others[: max(0, _MAX_TOKEN_ROWS - len(needed))])
 
 
 def _possible(diagnosis: Diagnosis) -> tuple[Occupancy, Alignment]:
@@ -235,11 +235,12 @@ def _draw_occupancy(
     figure.colorbar(image, ax=axes, pad=0.01, fraction=0.05, label="given the labels")
 
 
-def _name_states(axes: Any, posterior: Occupancy, symbols: Sequence[str]) -> None:
+def _name_states(axes: Any, posterior: Occupancy, symbols: Sequence[str], *, with_blanks: bool) -> None:
     tokens = Lattice(posterior.labels, posterior.blank).tokens().tolist()
-    shown = range(len(tokens)) if len(tokens) <= _MAX_NAMED_STATES else range(1, len(tokens), 2)
-    size = float(np.clip(360 / len(tokens), 3.5, 10))
+    shown = range(len(tokens)) if with_blanks else range(1, len(tokens), 2)
+    size = float(np.clip(250 / max(len(shown), 1), 3.5, 9))
     axes.set_yticks(list(shown), [symbols[tokens[state]] for state in shown], fontsize=size)
+    axes.tick_params(axis="y", length=0)
     for state, text in zip(shown, axes.get_yticklabels(), strict=True):
         text.set_color(MUTED if state % 2 == 0 else INK)
 

@@ -63,17 +63,24 @@ def words_table(words: Sequence[WordSpan], diagnosis: Diagnosis, seconds_per_fra
     table = Table(title="Reference, aligned", title_justify="left", box=box.SIMPLE_HEAD)
     for heading in ("word", "start", "end", "score", "loss", "share"):
         table.add_column(heading, justify="left" if heading == "word" else "right")
+    remaining = diagnosis.loss
     for word in words:
         loss = word_loss(word, diagnosis)
+        remaining -= loss
         table.add_row(
             Text(word.text),
             f"{word.start_frame * seconds_per_frame:.2f}",
             f"{word.end_frame * seconds_per_frame:.2f}",
             f"{word.score:.3f}",
-            f"{loss:.3f}",
-            f"{loss / max(diagnosis.loss, 1e-9):.0%}",
+            *_loss_cells(loss, diagnosis.loss),
         )
+    if remaining > 0.005 * diagnosis.loss:
+        table.add_row("(between words)", "", "", "", *_loss_cells(remaining, diagnosis.loss))
     return table
+
+
+def _loss_cells(loss: float, total: float) -> tuple[str, str]:
+    return f"{loss:.3f}", f"{loss / max(total, 1e-9):.0%}"
 
 
 def word_loss(word: WordSpan, diagnosis: Diagnosis) -> float:

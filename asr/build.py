@@ -1,0 +1,106 @@
+"""The composition root: typed configuration → objects. Nothing below this module sees a config."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from asr import text
+from asr.augment import SpecAugment, WaveformAugmenter
+from asr.config import (
+    AugmentConfig,
+    BiLstmConfig,
+    CharTokenizerConfig,
+    DecoderConfig,
+    FeaturesConfig,
+    GreedyConfig,
+    LogMelConfig,
+    LossConfig,
+    MfccConfig,
+    ModelConfig,
+    SentencePieceConfig,
+    SpectrogramConfig,
+    TextConfig,
+    TokenizerConfig,
+)
+from asr.ctc import CTCLoss
+from asr.decode.decoder import Decoder
+from asr.decode.greedy import GreedyDecoder
+from asr.features import LogMel, LogSpectrogram, Mfcc, SpectralFeatures
+from asr.models.acoustic import AcousticModel
+from asr.models.bilstm import BiLstmEncoder
+from asr.models.encoder import Encoder
+from asr.tokenizer import CharTokenizer, SentencePieceTokenizer, Tokenizer
+
+_FEATURES: Mapping[type[FeaturesConfig], Callable[..., SpectralFeatures]] = {
+    LogMelConfig: LogMel,
+    MfccConfig: Mfcc,
+    SpectrogramConfig: LogSpectrogram,
+}
+_ENCODERS: Mapping[type[ModelConfig], Callable[..., Encoder]] = {BiLstmConfig: BiLstmEncoder}
+
+
+def make_normalise(config: TextConfig) -> Callable[[str], str]:
+    """Transcript normalisation with the options bound."""
+
+    def normalise(transcript: str) -> str:
+        return text.normalise(transcript, case=config.case, keep_punctuation=config.keep_punctuation)  # type: ignore[arg-type]
+
+    return normalise
+
+
+def make_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
+    """A tokenizer trained on the (normalised) training text."""
+    if isinstance(config, SentencePieceConfig):
+        return SentencePieceTokenizer.train(
+            texts,
+            vocab_size=config.vocab_size,
+            model_type=config.model_type,  # type: ignore[arg-type]
+        )
+    assert isinstance(config, CharTokenizerConfig)
+    return CharTokenizer.train(texts)
+
+
+def make_acoustic_model(features: FeaturesConfig, model: ModelConfig, vocab_size: int) -> AcousticModel:
+    """Front-end and encoder, with fresh weights."""
+    front_end = _FEATURES[type(features)](**_options(features))
+    encoder = _ENCODERS[type(model)](num_bins=front_end.num_bins, vocab_size=vocab_size, **_options(model))
+    return AcousticModel(front_end, encoder)
+
+
+def make_augmenters(
+    config: AugmentConfig, features: SpectralFeatures
+) -> tuple[WaveformAugmenter, SpecAugment]:
+    """What changes waveforms (in the loader) and what masks features (on the device)."""
+    on_waveforms = WaveformAugmenter(
+        sample_rate=features.sample_rate, speed_factors=config.speed_factors, gain_db=config.gain_db
+    )
+    on_features = SpecAugment(
+        num_time_masks=config.num_time_masks,
+        max_time_frames=round(config.time_mask_seconds / features.hop_seconds),
+        max_time_share=config.time_mask_share,
+        num_mel_masks=config.num_mel_masks,
+        max_mel_share=config.mel_mask_share,
+    )
+    return on_waveforms, on_features
+
+
+def make_loss(config: LossConfig, blank_id: int) -> CTCLoss:
+    """CTC loss per utterance, batch-first. The encoder's output is normalised by construction."""
+    return CTCLoss(
+        blank=blank_id,
+        reduction="none",
+        inputs="log_probs",
+        layout="NTC",
+        backend=config.backend,  # type: ignore[arg-type]
+        check=False,
+    )
+
+
+def make_decoder(config: DecoderConfig, tokenizer: Tokenizer, seconds_per_frame: float) -> Decoder:
+    """The configured decoder."""
+    assert isinstance(config, GreedyConfig)
+    return GreedyDecoder(tokenizer, seconds_per_frame)
+
+
+def _options(config: object) -> dict[str, Any]:
+    """Every option except the one that chose the class: each must be a parameter of that class."""
+    return {name: value for name, value in vars(config).items() if name != "kind"}

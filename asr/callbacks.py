@@ -1,0 +1,131 @@
+"""What happens around training steps: progress lines, checkpoints, Ctrl-C."""
+
+import logging
+import os
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback
+
+from asr.errors import TrainingError
+from asr.module import CtcModule
+
+logger = logging.getLogger(__name__)
+
+
+class Interrupted(Exception):  # noqa: N818  (an event, not an error)
+    """The user pressed Ctrl-C (or the job was told to stop); the last checkpoint is saved."""
+
+
+class EpochLine(Callback):
+    """After each validation: one line of figures and a few decoded dev utterances."""
+
+    def __init__(self, num_samples: int) -> None:
+        self.num_samples = num_samples
+        self._started = time.monotonic()
+        self._frames_before = 0
+        self.best_wer = float("inf")
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._started = time.monotonic()
+        self._frames_before = _ctc(pl_module).num_frames_trained
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._seconds = max(time.monotonic() - self._started, 1e-9)
+            frames = _ctc(pl_module).num_frames_trained - self._frames_before
+            self.frames_per_second = frames / self._seconds
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        for own_logger in trainer.loggers:
+            own_logger.log_metrics(
+                {"train/frames_per_second": self.frames_per_second}, step=trainer.global_step
+            )
+        wer = metrics["dev/wer"]
+        star = " *" if wer < self.best_wer else ""
+        self.best_wer = min(self.best_wer, wer)
+        logger.info(
+            "epoch %d/%s  loss %.3f  dev loss %.3f  WER %.2f %%  CER %.2f %%  blanks %.0f %%  %.0f frames/s  %.0f s%s",
+            trainer.current_epoch + 1,
+            trainer.max_epochs,
+            metrics.get("train/loss", float("nan")),
+            metrics["dev/loss"],
+            100 * wer,
+            100 * metrics["dev/cer"],
+            100 * metrics["dev/blank_rate"],
+            self.frames_per_second,
+            self._seconds,
+            star,
+        )
+        for sample in self._chosen(_ctc(pl_module)):
+            logger.info("    %s", sample.utterance_id)
+            logger.info("      said  %s", sample.reference)
+            logger.info("      heard %s", sample.hypothesis or "(nothing)")
+
+    def _chosen(self, module: CtcModule) -> list[Any]:
+        """The same few utterances each time, spread over the lengths."""
+        samples = module.dev_samples
+        step = max(1, len(samples) // max(self.num_samples, 1))
+        return samples[step // 2 :: step][: self.num_samples]
+
+
+class SaveOnInterrupt(Callback):
+    """Ctrl-C or SIGTERM: finish the step, save ``last.ckpt``, stop. A second Ctrl-C stops at once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._requested = False
+        self._previous: dict[int, Any] = {}
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._request)
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self._requested = True
+        logger.warning("stopping after this step; press Ctrl-C again to stop at once")
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *unused: Any) -> None:
+        if self._requested:
+            trainer.save_checkpoint(self.path)
+            raise Interrupted
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoints appear whole or not at all: written beside their place, flushed, then renamed."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        path = Path(path)
+        partial = path.with_name(path.name + ".partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(partial, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except (OSError, RuntimeError) as error:  # a full disk surfaces as either
+            partial.unlink(missing_ok=True)
+            raise TrainingError(
+                f"cannot write the checkpoint {path} ({error}); the previous one is untouched"
+            ) from error
+
+
+def _ctc(module: pl.LightningModule) -> CtcModule:
+    assert isinstance(module, CtcModule)
+    return module

@@ -1,0 +1,442 @@
+"""``python -m asr.train``: manifests → trained recogniser, report, everything in one run directory."""
+
+import dataclasses
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import yaml
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, Timer, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from rich.console import Console
+
+from asr import build, checkpoint, optim
+from asr.callbacks import AtomicCheckpointIO, EpochLine, Interrupted, SaveOnInterrupt
+from asr.cli import launch, setup_logging
+from asr.config import TrainConfig
+from asr.datamodule import SpeechDataModule
+from asr.dataset import (
+    Example,
+    Exclusion,
+    Selection,
+    select_learnable,
+    select_readable,
+    select_scorable,
+    unlearnable_reason,
+)
+from asr.errors import CheckpointError, ConfigError, ManifestError, TrainingError
+from asr.evaluation import evaluate_utterances
+from asr.manifest import manifest_sha256, read_manifest
+from asr.models.acoustic import AcousticModel
+from asr.module import CtcModule
+from asr.provenance import command_line, describe_environment
+from asr.records import Utterance
+from asr.report.json_report import write_report
+from asr.report.terminal import print_report
+from asr.tokenizer import Tokenizer, report_unknown_characters, tokenizer_from_state
+
+logger = logging.getLogger("asr.train")  # __name__ is "__main__" under python -m
+
+MAX_LISTED_EXCLUSIONS = 10
+
+
+def main() -> int:
+    """Entry point; returns the exit code."""
+    return launch(train, config_name="train", schema=TrainConfig)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The training and dev utterances that are used, and those that are not."""
+
+    train: Selection
+    dev: Selection
+
+
+def train(config: TrainConfig) -> int:
+    """Train as configured; returns the exit code."""
+    resume_from = find_resume(config)
+    run_dir = resume_from.parent.parent if resume_from else make_run_dir(Path(config.run_dir))
+    setup_logging(run_dir / "train.log")
+    quieten_libraries()
+    logger.info("run directory: %s", run_dir)
+    if config.trainer.num_threads is not None:
+        torch.set_num_threads(config.trainer.num_threads)
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+
+    normalise = build.make_normalise(config.text)
+    readable = [select_readable(read_split(config, split), normalise) for split in ("train", "dev")]
+    texts = [example.text for example in readable[0].examples]
+    tokenizer = (
+        tokenizer_from_state(checkpoint.read(resume_from)["recipe"]["tokenizer"])
+        if resume_from
+        else build.make_tokenizer(config.tokenizer, texts)
+    )
+    acoustic_model = build.make_acoustic_model(config.features, config.model, tokenizer.vocab_size)
+    corpus = select_corpus(config, readable[0], readable[1], tokenizer, acoustic_model)
+    report_corpus(corpus, run_dir)
+    datamodule, module = make_modules(config, corpus, tokenizer, acoustic_model)
+    write_run_files(config, run_dir, module.recipe)
+    trainer = make_trainer(config, run_dir)
+    try:
+        trainer.fit(module, datamodule, ckpt_path=resume_from, weights_only=True)
+    except Interrupted:
+        logger.info("interrupted; go on with: %s", resume_command(run_dir))
+        return 130
+    except KeyboardInterrupt:
+        logger.info("stopped; go on from the last finished epoch with: %s", resume_command(run_dir))
+        return 130
+    return finish(config, run_dir)
+
+
+# ------------------------------------------------------------------ data
+
+
+def read_split(config: TrainConfig, split: str) -> list[Utterance]:
+    """The utterances of a split.
+
+    Raises:
+        ManifestError: missing (with the command that makes it), empty or malformed.
+    """
+    path = Path(getattr(config.data, split))
+    if not path.exists():
+        raise ManifestError(f"{path} is not there; make it with: {config.data.prepare_hint}")
+    return read_manifest(path)
+
+
+def select_corpus(
+    config: TrainConfig,
+    train_readable: Selection,
+    dev_readable: Selection,
+    tokenizer: Tokenizer,
+    acoustic_model: AcousticModel,
+) -> Corpus:
+    """Decide for every utterance whether it is used; names the unknown characters.
+
+    Raises:
+        TrainingError: nothing is left to train on or to validate with.
+    """
+    train_set = select_learnable(
+        train_readable,
+        unlearnable(config, tokenizer, acoustic_model, max(config.augment.speed_factors)),
+        tokenizer,
+    )
+    dev_set = select_scorable(dev_readable, unlearnable(config, tokenizer, acoustic_model, 1.0), tokenizer)
+    for name, readable in (("train", train_readable), ("dev", dev_readable)):
+        utterances = [dataclasses.replace(e.utterance, text=e.text) for e in readable.examples]
+        for line in report_unknown_characters(tokenizer, utterances).lines():
+            logger.warning("%s: character unknown to the tokenizer: %s", name, line)
+    for name, selection in (("train", train_set), ("dev", dev_set)):
+        if not selection.examples:
+            reasons = sorted({exclusion.reason for exclusion in selection.exclusions})[:3]
+            raise TrainingError(
+                f"no usable utterance in data.{name}={getattr(config.data, name)}; "
+                f"left out because: {'; '.join(reasons)}"
+            )
+    return Corpus(train_set, dev_set)
+
+
+def unlearnable(
+    config: TrainConfig, tokenizer: Tokenizer, acoustic_model: AcousticModel, speed: float
+) -> Callable[[Example], str | None]:
+    """Why an example cannot be learned from at this speed perturbation, or None."""
+    rate = acoustic_model.features.sample_rate
+
+    def num_frames(seconds: float) -> int:
+        return int(acoustic_model.output_lengths(torch.tensor([int(seconds / speed * rate)]))[0])
+
+    def reason(example: Example) -> str | None:
+        return unlearnable_reason(
+            example, tokenizer, config.data.min_seconds, config.data.max_seconds, num_frames
+        )
+
+    return reason
+
+
+def report_corpus(corpus: Corpus, run_dir: Path) -> None:
+    """Say how much is used; list what is not, in full in ``excluded.jsonl``."""
+    for name, selection in (("train", corpus.train), ("dev", corpus.dev)):
+        seconds = sum(example.utterance.duration_seconds for example in selection.examples)
+        logger.info("%s: %d utterances, %.2f hours", name, len(selection.examples), seconds / 3600)
+        report_exclusions(name, selection.exclusions)
+    lines = [
+        {"split": name, **dataclasses.asdict(exclusion)}
+        for name, selection in (("train", corpus.train), ("dev", corpus.dev))
+        for exclusion in selection.exclusions
+    ]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (run_dir / "excluded.jsonl").write_text(text, encoding="utf-8")
+
+
+def report_exclusions(split: str, exclusions: Sequence[Exclusion]) -> None:
+    if not exclusions:
+        return
+    seconds = sum(exclusion.duration_seconds for exclusion in exclusions)
+    logger.warning(
+        "%s: %d utterances (%.2f hours) left out, all named in excluded.jsonl:",
+        split,
+        len(exclusions),
+        seconds / 3600,
+    )
+    for exclusion in exclusions[:MAX_LISTED_EXCLUSIONS]:
+        logger.warning("  %s: %s", exclusion.id, exclusion.reason)
+
+
+# ------------------------------------------------------------------ objects
+
+
+def make_modules(
+    config: TrainConfig, corpus: Corpus, tokenizer: Tokenizer, acoustic_model: AcousticModel
+) -> tuple[SpeechDataModule, CtcModule]:
+    """The Lightning views of data and model."""
+    features = acoustic_model.features
+    waveform_augmenter, spec_augment = build.make_augmenters(config.augment, features)
+    datamodule = SpeechDataModule(
+        corpus.train.examples,
+        corpus.dev.examples,
+        sample_rate=features.sample_rate,
+        blank_id=tokenizer.blank_id,
+        augment=waveform_augmenter,
+        max_batch_utterances=config.data.max_batch_utterances,
+        max_batch_seconds=config.data.max_batch_seconds,
+        num_workers=config.data.num_workers,
+        cache_bytes=int(config.data.cache_audio_gib * 2**30),
+        seed=config.seed,
+    )
+    batches_per_step = config.trainer.accumulate_batches
+    steps_per_epoch = -(-datamodule.num_train_batches // batches_per_step)
+    num_steps = steps_per_epoch * config.trainer.max_epochs
+    provenance = {
+        **describe_environment(),
+        "manifests": {
+            split: {"path": path, "sha256": manifest_sha256(path)}
+            for split, path in (("train", config.data.train), ("dev", config.data.dev))
+        },
+    }
+    module = CtcModule(
+        acoustic_model=acoustic_model,
+        loss=build.make_loss(config.loss, tokenizer.blank_id),
+        decoder=build.make_decoder(config.decoder, tokenizer, acoustic_model.seconds_per_frame),
+        blank_id=tokenizer.blank_id,
+        spec_augment=spec_augment,
+        make_optimizer=lambda model: optim.make_optimizer(config.optimizer, model),
+        make_schedule=lambda optimizer: optim.make_schedule(config.schedule, optimizer, num_steps),
+        normalise=build.make_normalise(config.text),
+        recipe=checkpoint.describe(config, tokenizer, features, provenance),
+        skip_non_finite=config.trainer.non_finite_loss == "skip",
+        log_every_steps=config.trainer.log_every_steps,
+    )
+    num_parameters = sum(parameter.numel() for parameter in acoustic_model.parameters())
+    logger.info(
+        "model: %.2f M parameters, %d labels, one output frame every %.0f ms; %d batches per epoch",
+        num_parameters / 1e6,
+        tokenizer.vocab_size,
+        1000 * acoustic_model.seconds_per_frame,
+        datamodule.num_train_batches,
+    )
+    return datamodule, module
+
+
+def make_trainer(config: TrainConfig, run_dir: Path) -> pl.Trainer:
+    """Lightning's trainer with this program's callbacks, loggers and atomic checkpoints."""
+    options = config.trainer
+    has_gpu = torch.cuda.is_available() and options.accelerator != "cpu"
+    if options.accelerator == "gpu" and not has_gpu:
+        raise ConfigError("trainer.accelerator=gpu but no GPU is usable here; use auto or cpu")
+    use_bf16 = options.precision == "bf16" or (
+        options.precision == "auto" and has_gpu and torch.cuda.is_bf16_supported()
+    )
+    return pl.Trainer(
+        accelerator="gpu" if has_gpu else "cpu",
+        devices=options.devices,
+        precision="bf16-mixed" if use_bf16 else "32-true",
+        max_epochs=options.max_epochs,
+        gradient_clip_val=options.gradient_clip_norm,
+        accumulate_grad_batches=options.accumulate_batches,
+        check_val_every_n_epoch=options.validate_every_epochs,
+        log_every_n_steps=options.log_every_steps,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_progress_bar=options.progress_bar and sys.stderr.isatty(),
+        enable_model_summary=False,
+        callbacks=make_callbacks(config, run_dir),
+        logger=make_loggers(config, run_dir),
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=run_dir,
+    )
+
+
+def make_callbacks(config: TrainConfig, run_dir: Path) -> list[Callback]:
+    options = config.trainer
+    folder = run_dir / checkpoint.CHECKPOINT_FOLDER
+    callbacks: list[Callback] = [
+        EpochLine(options.num_dev_samples),
+        ModelCheckpoint(
+            dirpath=folder,
+            filename=Path(checkpoint.BEST).stem,
+            monitor="dev/wer",
+            mode="min",
+            save_top_k=1,
+            save_last=True,
+            enable_version_counter=False,
+            auto_insert_metric_name=False,
+        ),
+        SaveOnInterrupt(folder / checkpoint.LAST),
+    ]
+    if options.progress_bar and sys.stderr.isatty():
+        callbacks.append(TQDMProgressBar(refresh_rate=5))
+    if options.max_minutes is not None:
+        callbacks.append(Timer(timedelta(minutes=options.max_minutes), interval="epoch", verbose=False))
+    if options.early_stopping_epochs is not None:
+        patience = -(-options.early_stopping_epochs // options.validate_every_epochs)
+        callbacks.append(EarlyStopping("dev/wer", mode="min", patience=patience))
+    return callbacks
+
+
+def make_loggers(config: TrainConfig, run_dir: Path) -> list[Logger]:
+    loggers: list[Logger] = []
+    if config.logger.tensorboard:
+        loggers.append(TensorBoardLogger(run_dir, name="", version="tensorboard"))
+    if config.logger.csv:
+        loggers.append(CSVLogger(run_dir, name="", version="csv"))
+    return loggers
+
+
+def quieten_libraries() -> None:
+    """Lightning's hints do not fit here: workers and samplers are chosen by this program."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+
+
+# ------------------------------------------------------------------ run directory and resuming
+
+
+def make_run_dir(run_dir: Path) -> Path:
+    """Create it.
+
+    Raises:
+        TrainingError: it cannot be written, or holds a run already.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / checkpoint.CHECKPOINT_FOLDER).mkdir(exist_ok=True)
+        probe = run_dir / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise TrainingError(
+            f"cannot write the run directory {run_dir} ({error.strerror}); choose another: run_dir=PATH"
+        ) from error
+    if (run_dir / checkpoint.CHECKPOINT_FOLDER / checkpoint.LAST).exists():
+        raise TrainingError(
+            f"{run_dir} already holds a run: go on with resume={run_dir}, or choose another run_dir"
+        )
+    return run_dir
+
+
+def find_resume(config: TrainConfig) -> Path | None:
+    """The ``last.ckpt`` to go on from, or None to start afresh.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+        ConfigError: its configuration differs in more than how long and where to train.
+    """
+    wanted = config.resume
+    if wanted.lower() in {"false", "", "none"}:
+        return None
+    if wanted.lower() == "true":
+        runs = Path(config.run_dir).parent
+        found = sorted(
+            runs.glob(f"*/{checkpoint.CHECKPOINT_FOLDER}/{checkpoint.LAST}"), key=lambda p: p.stat().st_mtime
+        )
+        if not found:
+            raise CheckpointError(f"resume=true: no run below {runs} has a checkpoint to go on from")
+        path = found[-1]
+    else:
+        given = Path(wanted).expanduser()
+        path = given if given.is_file() else given / checkpoint.CHECKPOINT_FOLDER / checkpoint.LAST
+        if not path.is_file():
+            raise CheckpointError(f"resume={wanted}: {path} does not exist")
+    path = path.absolute()
+    check_same_recipe(checkpoint.read(path)["recipe"]["config"], dataclasses.asdict(config), path)
+    return path
+
+
+MAY_DIFFER_ON_RESUME = ("resume", "run_dir", "trainer", "logger", "data.num_workers", "data.cache_audio_gib")
+
+
+def check_same_recipe(before: dict[str, Any], now: dict[str, Any], path: Path) -> None:
+    """Going on with other data, model or schedule would be neither the old run nor a new one."""
+    old, new = flatten(before), flatten(now)
+    changed = [
+        f"{name}: {old.get(name)} → {new.get(name)}"
+        for name in sorted(old | new)
+        if old.get(name) != new.get(name) and not name.startswith(MAY_DIFFER_ON_RESUME)
+    ]
+    if changed:
+        raise ConfigError(f"cannot go on from {path} with other options ({'; '.join(changed)})")
+
+
+def flatten(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested options as ``{"group.option": value}``."""
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def resume_command(run_dir: Path) -> str:
+    """The running command, going on with this run."""
+    kept = [part for part in command_line().split(" ") if not part.startswith(("resume=", "run_dir="))]
+    return " ".join([*kept, f"resume={run_dir}"])
+
+
+def write_run_files(config: TrainConfig, run_dir: Path, recipe: dict[str, Any]) -> None:
+    """What is needed to understand and repeat the run: config, provenance, command."""
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(recipe["config"], sort_keys=False), encoding="utf-8")
+    provenance = json.dumps(recipe["provenance"], indent=2, ensure_ascii=False)
+    (run_dir / "provenance.json").write_text(provenance + "\n", encoding="utf-8")
+    with open(run_dir / "command.sh", "a", encoding="utf-8") as file:
+        file.write(command_line() + "\n")
+
+
+def finish(config: TrainConfig, run_dir: Path) -> int:
+    """Evaluate the best checkpoint on dev, print the table, say where everything is and how to repeat it.
+
+    The evaluation runs through the same code as ``asr.evaluate``.
+    """
+    path = checkpoint.resolve(run_dir)
+    device = torch.device(
+        "cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu"
+    )
+    recogniser = checkpoint.load_recogniser(path, config.decoder, device)
+    report = evaluate_utterances(
+        recogniser,
+        read_split(config, "dev"),
+        max_batch_utterances=config.data.max_batch_utterances,
+        max_batch_seconds=config.data.max_batch_seconds,
+        provenance=checkpoint.read(path)["recipe"]["provenance"],
+    )
+    write_report(report, run_dir / "report.json")
+    console = Console()
+    print_report(report, console, num_worst=3)
+    for name, value in (
+        ("best checkpoint", path),
+        ("report", run_dir / "report.json"),
+        ("repeat with", command_line()),
+    ):
+        console.print(f"{name}: {value}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
