@@ -181,7 +181,7 @@ def test_columns_can_be_named(audio):
         prepare(table)
     found = everything(prepare(table, audio_column="Clip", text_column="Said", speaker_column="Who"))
     assert found["s4/a"].speaker == "s4"
-    with pytest.raises(ConfigError, match="text_column=said is not a column of .*it has Clip, Said, Who"):
+    with pytest.raises(ConfigError, match=r"text_column=said is not a column of .*it has Clip, Said, Who"):
         prepare(table, audio_column="Clip", text_column="said")
     table.write_text("path,words\n" + "".join(f"{path},yes\n" for path in RECORDINGS))
     with pytest.raises(ManifestError, match="no text column among path, words: give text_column=NAME"):
@@ -238,7 +238,7 @@ def test_ambiguous_and_empty_sources_are_refused(audio, tmp_path):
         prepare(audio)
     (audio / "two.csv").unlink()
     (audio / "s0" / "a.txt").write_text("yes")
-    with pytest.raises(ManifestError, match="text files beside the audio and one.csv too"):
+    with pytest.raises(ManifestError, match=r"text files beside the audio and one\.csv too"):
         prepare(audio)
     (audio / "dev.csv").write_text(TABLES["comma.csv"])
     (audio / "valid.tsv").write_text(TABLES["tabs.tsv"])
