@@ -136,7 +136,8 @@ class CtcModule(pl.LightningModule):
         if not self.skip_non_finite:
             raise TrainingError(
                 f"{message}. Listen to them and check their text; if they are fine, lower "
-                "optimizer.learning_rate or trainer.gradient_clip_norm; trainer.non_finite_loss=skip goes on without them"
+                "optimizer.learning_rate or trainer.gradient_clip_norm, or go on without such steps: "
+                "trainer.non_finite_loss=skip"
             )
         logger.warning("%s: step skipped", message)
 

@@ -184,11 +184,10 @@ def inspect_rows(problem: CTCProblem, inputs: Inputs) -> Tensor:
     frame = torch.arange(scores.shape[1], device=scores.device)
     bad &= frame < problem.input_lengths.to(scores.device)[:, None]
     is_bad, first = bad.max(1)
-    return row_facts(scores, torch.where(is_bad, first, -1), total.gather(1, first[:, None]).squeeze(1))
+    return _row_facts(scores, torch.where(is_bad, first, -1), total.gather(1, first[:, None]).squeeze(1))
 
 
-def row_facts(scores: Tensor, first_bad_frame: Tensor, total: Tensor) -> Tensor:
-    """Bring a row check's outcome into the form of :func:`inspect_rows`."""
+def _row_facts(scores: Tensor, first_bad_frame: Tensor, total: Tensor) -> Tensor:
     utterance = torch.arange(scores.shape[0], device=scores.device)
     smallest = scores[utterance, first_bad_frame.clamp_min(0)].amin(-1)
     return torch.stack((first_bad_frame.double(), total.double(), smallest.double()), dim=1)

@@ -2,57 +2,107 @@
 
 import os
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from asr.ctc.contract import CTCProblem, row_tolerance
 from asr.ctc.cpu_kernels import Geometry, Options, solve
 
 
 class Solution(NamedTuple):
-    """``losses``: ``(batch,)`` as the scores' type; ``bad_rows``: ``(batch, 2)`` float64, see ``solve``.
+    """What the kernels found.
 
-    ``gradient`` has the shape and strides of the scores, or is None.
+    - ``losses``: ``(batch,)`` in the type of the scores, +inf where there is no alignment
+    - ``bad_rows``: ``(batch, 2)`` float64, the first frame whose probabilities do not sum to one (-1: none
+      or not asked for) and their sum
     """
 
     losses: Tensor
     bad_rows: Tensor
-    gradient: Tensor | None
 
 
-def solve_problem(
-    problem: CTCProblem, is_normalised: bool, checks_rows: bool, weights: Tensor | None
+def per_utterance(
+    problem: CTCProblem, is_normalised: bool, checks_rows: bool, expected_gradient: Tensor | None = None
 ) -> Solution:
-    """Run the kernels. ``weights`` ``(batch,)`` scales each utterance's gradient; None computes losses only."""
-    scores = _dense(problem.scores.detach())
+    """Losses with their gradient, which is computed along with them when the scores require one.
+
+    ``is_normalised`` says that the scores are log-probabilities (the gradient then follows PyTorch's
+    convention); otherwise they are logits. ``expected_gradient`` ``(batch,)``, default ones, is what
+    backward will probably be called with: if so, it costs nothing there.
+    """
+    return Solution(*_Fused.apply(problem.scores, problem, is_normalised, checks_rows, expected_gradient))
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, scores: Tensor, problem: CTCProblem, is_normalised: bool, checks_rows: bool, expected: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        weights = torch.ones_like(problem.input_lengths, dtype=scores.dtype) if expected is None else expected
+        has_gradient = ctx.needs_input_grad[0]
+        losses, bad_rows, gradient = _solve(
+            problem._replace(scores=scores), is_normalised, checks_rows, weights if has_gradient else None
+        )
+        if has_gradient:
+            ctx.save_for_backward(scores)
+            ctx.problem, ctx.is_normalised = problem._replace(scores=None), is_normalised
+            ctx.gradient, ctx.weights = gradient, weights
+        ctx.mark_non_differentiable(bad_rows)
+        ctx.set_materialize_grads(False)
+        return losses, bad_rows
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        outer = gradients[0]
+        if outer is None:
+            return (None,) * 5
+        # The gradient is scaled in place and given away, so a second backward computes it anew.
+        gradient, ctx.gradient = ctx.gradient, None
+        (scores,) = ctx.saved_tensors
+        if gradient is None:
+            _, _, gradient = _solve(ctx.problem._replace(scores=scores), ctx.is_normalised, False, outer)
+        elif not torch.equal(outer, ctx.weights):
+            gradient.mul_((outer / ctx.weights)[:, None, None])
+        return gradient, None, None, None, None
+
+
+def _solve(
+    problem: CTCProblem, is_normalised: bool, checks_rows: bool, weights: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Losses, bad rows and, scaled by ``weights``, the gradient with the strides of the scores."""
+    scores = _dense(problem.scores)
     batch, num_frames, vocab = scores.shape
-    memory = scores.transpose(0, 1) if scores.stride(0) < scores.stride(1) else scores
+    is_time_first = scores.stride(0) < scores.stride(1)
     geometry = Geometry(scores.stride(0), scores.stride(1), num_frames, vocab)
     options = Options(problem.blank, is_normalised, checks_rows, row_tolerance(scores.dtype))
-    flat = memory.reshape(-1).numpy()
+    flat = (scores.transpose(0, 1) if is_time_first else scores).reshape(-1).numpy()
     gradient = _borrow(flat.size if weights is not None else 0, scores.dtype)
     losses, bad_rows = np.empty(batch), np.full((batch, 2), -1.0)
     input_lengths, target_lengths = problem.input_lengths.numpy(), problem.target_lengths.numpy()
-    exponents = np.empty(0, np.int32 if flat.dtype == np.float32 else np.int64)
-    scale = np.ones(batch) if weights is None else weights.double().numpy()
     targets = problem.targets.contiguous().numpy()
+    scale = np.ones(batch) if weights is None else weights.double().numpy()
+    exponents = np.empty(0, np.int32 if flat.dtype == np.float32 else np.int64)
 
-    def work(utterances: Any) -> None:
+    def work(utterances: np.ndarray) -> None:
         solve(
             utterances, flat, targets, input_lengths, target_lengths, scale, losses, bad_rows, gradient, exponents,
             geometry, options,
         )  # fmt: skip
 
     _spread(work, input_lengths * (target_lengths + vocab))
-    result = None
+    shaped = None
     if weights is not None:
-        result = torch.from_numpy(gradient).view(memory.shape)
-        result = result.transpose(0, 1) if memory is not scores else result
-    return Solution(torch.from_numpy(losses).to(scores.dtype), torch.from_numpy(bad_rows), result)
+        shape = (num_frames, batch, vocab) if is_time_first else (batch, num_frames, vocab)
+        shaped = torch.from_numpy(gradient).view(shape)
+        shaped = shaped.transpose(0, 1) if is_time_first else shaped
+    return torch.from_numpy(losses).to(scores.dtype), torch.from_numpy(bad_rows), shaped
 
 
 _spare: dict[torch.dtype, np.ndarray] = {}
@@ -80,13 +130,10 @@ def _dense(scores: Tensor) -> Tensor:
     return scores if is_dense else scores.contiguous()
 
 
-def _spread(work: Any, costs: np.ndarray) -> None:
+def _spread(work: Callable[[np.ndarray], None], costs: np.ndarray) -> None:
     """Divide utterances among as many threads as torch uses, the longest first, and wait for all."""
     order = np.argsort(-costs, kind="stable")
     num_threads = min(torch.get_num_threads(), len(order))
-    if num_threads == 1:
-        work(order)
-        return
     shares: list[list[int]] = [[] for _ in range(num_threads)]
     loads = [0] * num_threads
     for utterance in order.tolist():

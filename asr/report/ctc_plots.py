@@ -49,7 +49,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     from matplotlib import rc_context
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with rc_context({"svg.hashsalt": "asr", "svg.fonttype": "path"}):
+    with rc_context({"svg.hashsalt": "asr", "svg.fonttype": "none"}):
         figure.savefig(
             path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else {"Software": None}
         )
