@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 import sys
 import tarfile
 import threading
@@ -13,8 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from omegaconf import OmegaConf
 
 from asr.config import PrepareConfig
+from asr.corpora.synth import DEFAULT_NUM_SPEAKERS, DEFAULT_NUM_UTTERANCES
 from asr.errors import ConfigError, ManifestError
 from asr.manifest import read_manifest
 from asr.prepare import corpus_options, main, prepare
@@ -226,3 +229,10 @@ def test_demo_corpus(tmp_path, capsys, monkeypatch):
     code, shown, _ = run(capsys, monkeypatch, *arguments)
     assert code == 0
     assert "holds this corpus already" in shown
+
+
+def test_help_explains_every_option():
+    config = OmegaConf.load(Path(__file__).parents[1] / "conf" / "prepare.yaml")
+    explained = set(re.findall(r"\w+", config.hydra.help.template))
+    assert set(PrepareConfig.__dataclass_fields__) <= explained
+    assert {str(DEFAULT_NUM_UTTERANCES), str(DEFAULT_NUM_SPEAKERS)} <= explained

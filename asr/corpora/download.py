@@ -131,7 +131,8 @@ def unpack(archive: Path, destination: Path, *, progress: Progress | None = None
     Raises:
         DownloadError: when the archive is damaged, or a member would land outside ``destination``.
     """
-    partial = destination.with_name(destination.name + ".partial")
+    # Beside the archive, not the destination: corpus readers search the destination's parent.
+    partial = archive.with_name(archive.name + ".unpacking")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     members = _zip_members if zipfile.is_zipfile(archive) else _tar_members
@@ -151,6 +152,7 @@ def unpack(archive: Path, destination: Path, *, progress: Progress | None = None
     except DownloadError:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    destination.parent.mkdir(parents=True, exist_ok=True)
     partial.replace(destination)
 
 

@@ -109,7 +109,9 @@ def prepare(
         used = set()
         for split, members in splits.items():
             plan = joining if split == "train" else replace(joining, num_passes=1)
-            splits[split] = join_clips(members, plan, output / "audio", progress)
+            splits[split] = join_clips(
+                members, plan, output / "audio", progress, stage=f"joining digits for {split}"
+            )
             used |= {clip_id for utterance in splits[split] for clip_id in utterance.extra["clips"]}
         excluded += [
             Exclusion(clip.id, Reason.LEFT_OVER, str(clip.audio_path), "the clips do not divide evenly")
@@ -191,13 +193,19 @@ def _held_out(speakers: set[str], dev: str | None, test: str | None) -> tuple[st
 
 
 def join_clips(
-    clips: Sequence[Utterance], joining: Joining, folder: Path, progress: Progress | None = None
+    clips: Sequence[Utterance],
+    joining: Joining,
+    folder: Path,
+    progress: Progress | None = None,
+    *,
+    stage: str = "joining digits",
 ) -> list[Utterance]:
     """Join single digits into strings of digits, each of one speaker, written as FLAC below ``folder``."""
     by_speaker: dict[str, list[Utterance]] = {}
     for clip in clips:
         by_speaker.setdefault(clip.speaker, []).append(clip)
     joined: list[Utterance] = []
+    num_used = 0
     for speaker, own in sorted(by_speaker.items()):
         for pass_number in range(1, joining.num_passes + 1):
             # Speaker and pass alone seed it: a speaker sounds the same whatever split it falls into.
@@ -208,8 +216,9 @@ def join_clips(
                 group, remaining = remaining[:size], remaining[size:]
                 target = folder / speaker / f"{speaker}_{pass_number}_{number:04d}.flac"
                 joined.append(_join(group, target, rng))
+                num_used += size
                 if progress is not None:
-                    progress("joining digits", len(joined), None)
+                    progress(stage, num_used, len(clips) * joining.num_passes)
     return joined
 
 
