@@ -129,12 +129,22 @@ class Rules:
     num_frames: int
     max_target_length: int
     is_alignability_error: bool
+    row_tolerance: float
 
     @classmethod
-    def of(cls, problem: CTCProblem, inputs: Inputs, zero_infinity: bool) -> "Rules":
+    def of(cls, problem: CTCProblem, inputs: Inputs, dtype: torch.dtype, zero_infinity: bool) -> "Rules":
+        """``dtype`` is the caller's: rows rounded to half precision need not sum to one exactly."""
         _, num_frames, vocab = problem.scores.shape
-        width = problem.targets.shape[1]
-        return cls(inputs, problem.blank, vocab, num_frames, width, is_alignability_error=not zero_infinity)
+        is_half = dtype in (torch.float16, torch.bfloat16)
+        return cls(
+            inputs=inputs,
+            blank=problem.blank,
+            vocab=vocab,
+            num_frames=num_frames,
+            max_target_length=problem.targets.shape[1],
+            is_alignability_error=not zero_infinity,
+            row_tolerance=HALF_PRECISION_ROW_TOLERANCE if is_half else ROW_TOLERANCE,
+        )
 
 
 def inspect_integers(problem: CTCProblem) -> Tensor:
@@ -162,13 +172,13 @@ def inspect_integers(problem: CTCProblem) -> Tensor:
     return torch.stack((frames, labels, needed, position, wrong_label, broken.long()), dim=1)
 
 
-def inspect_rows(problem: CTCProblem, inputs: Inputs) -> Tensor:
+def inspect_rows(problem: CTCProblem, rules: Rules) -> Tensor:
     """Facts about rows, ``(batch, 3)`` float64: first bad frame (-1: none), its total, its smallest score.
 
     A row is bad when it holds nan or +inf or, unless ``inputs="logits"``, when its probabilities do not
     add up to one. Padded frames are never looked at.
     """
-    scores = problem.scores.detach()
+    scores, inputs = problem.scores.detach(), rules.inputs
     if inputs == "log_probs":
         total = scores.logsumexp(-1).exp()
     elif inputs == "probs":
@@ -178,24 +188,16 @@ def inspect_rows(problem: CTCProblem, inputs: Inputs) -> Tensor:
     if inputs == "logits":
         bad = ~total.isfinite()
     else:
-        bad = ~((total - 1).abs() <= row_tolerance(scores.dtype))
+        bad = ~((total - 1).abs() <= rules.row_tolerance)
         if inputs == "probs":
             bad |= scores.amin(-1) < 0
     frame = torch.arange(scores.shape[1], device=scores.device)
     bad &= frame < problem.input_lengths.to(scores.device)[:, None]
     is_bad, first = bad.max(1)
-    return _row_facts(scores, torch.where(is_bad, first, -1), total.gather(1, first[:, None]).squeeze(1))
-
-
-def _row_facts(scores: Tensor, first_bad_frame: Tensor, total: Tensor) -> Tensor:
     utterance = torch.arange(scores.shape[0], device=scores.device)
-    smallest = scores[utterance, first_bad_frame.clamp_min(0)].amin(-1)
-    return torch.stack((first_bad_frame.double(), total.double(), smallest.double()), dim=1)
-
-
-def row_tolerance(dtype: torch.dtype) -> float:
-    """How far a row may be from summing to one: rounding in half precision is not a mistake."""
-    return HALF_PRECISION_ROW_TOLERANCE if dtype in (torch.float16, torch.bfloat16) else ROW_TOLERANCE
+    smallest = scores[utterance, first].amin(-1)
+    first_bad = torch.where(is_bad, first, -1)
+    return torch.stack((first_bad.double(), total[utterance, first].double(), smallest.double()), dim=1)
 
 
 def raise_on_integers(facts: Tensor, rules: Rules, when: str = "", only_memory: bool = False) -> None:
@@ -285,7 +287,8 @@ def _describe_label(utterance: int, position: int, label: int, rules: Rules, whe
         )
     return (
         f"{where} is outside the vocabulary 0..{rules.vocab - 1} (the last axis of the input has "
-        f"{rules.vocab} entries). Correct the tokenizer or the model's output size or, if this is padding, target_lengths "
+        f"{rules.vocab} entries). Correct the tokenizer or the model's output size or, if this is padding, "
+        f"target_lengths "
         f"({_TARGET_LENGTHS_MEANING})"
     )
 

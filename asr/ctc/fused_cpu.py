@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from asr.ctc.contract import CTCProblem, row_tolerance
+from asr.ctc.contract import CTCProblem
 from asr.ctc.cpu_kernels import Geometry, Options, solve
 
 
@@ -19,43 +19,52 @@ class Solution(NamedTuple):
     """What the kernels found.
 
     - ``losses``: ``(batch,)`` in the type of the scores, +inf where there is no alignment
-    - ``bad_rows``: ``(batch, 2)`` float64, the first frame whose probabilities do not sum to one (-1: none
-      or not asked for) and their sum
+    - ``bad_frames``: ``(batch,)`` int64, the first frame whose probabilities do not sum to one; -1: none,
+      or not checked
     """
 
     losses: Tensor
-    bad_rows: Tensor
+    bad_frames: Tensor
 
 
 def per_utterance(
-    problem: CTCProblem, is_normalised: bool, checks_rows: bool, expected_gradient: Tensor | None = None
+    problem: CTCProblem,
+    is_normalised: bool,
+    row_tolerance: float | None,
+    expected_gradient: Tensor | None = None,
 ) -> Solution:
     """Losses with their gradient, which is computed along with them when the scores require one.
 
     ``is_normalised`` says that the scores are log-probabilities (the gradient then follows PyTorch's
-    convention); otherwise they are logits. ``expected_gradient`` ``(batch,)``, default ones, is what
+    convention); otherwise they are logits. With a ``row_tolerance`` log-probabilities are checked
+    on the way. ``expected_gradient`` ``(batch,)``, default ones, is what
     backward will probably be called with: if so, it costs nothing there.
     """
-    return Solution(*_Fused.apply(problem.scores, problem, is_normalised, checks_rows, expected_gradient))
+    return Solution(*_Fused.apply(problem.scores, problem, is_normalised, row_tolerance, expected_gradient))
 
 
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, scores: Tensor, problem: CTCProblem, is_normalised: bool, checks_rows: bool, expected: Tensor | None
+        ctx: Any,
+        scores: Tensor,
+        problem: CTCProblem,
+        is_normalised: bool,
+        row_tolerance: float | None,
+        expected: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         weights = torch.ones_like(problem.input_lengths, dtype=scores.dtype) if expected is None else expected
         has_gradient = ctx.needs_input_grad[0]
-        losses, bad_rows, gradient = _solve(
-            problem._replace(scores=scores), is_normalised, checks_rows, weights if has_gradient else None
+        losses, bad_frames, gradient = _solve(
+            problem._replace(scores=scores), is_normalised, row_tolerance, weights if has_gradient else None
         )
         if has_gradient:
             ctx.save_for_backward(scores)
-            ctx.problem, ctx.is_normalised = problem._replace(scores=None), is_normalised
+            ctx.problem, ctx.is_normalised = problem._replace(scores=scores.new_empty(0)), is_normalised
             ctx.gradient, ctx.weights = gradient, weights
-        ctx.mark_non_differentiable(bad_rows)
+        ctx.mark_non_differentiable(bad_frames)
         ctx.set_materialize_grads(False)
-        return losses, bad_rows
+        return losses, bad_frames
 
     @staticmethod
     @once_differentiable
@@ -67,32 +76,37 @@ class _Fused(torch.autograd.Function):
         gradient, ctx.gradient = ctx.gradient, None
         (scores,) = ctx.saved_tensors
         if gradient is None:
-            _, _, gradient = _solve(ctx.problem._replace(scores=scores), ctx.is_normalised, False, outer)
+            _, _, gradient = _solve(ctx.problem._replace(scores=scores), ctx.is_normalised, None, outer)
         elif not torch.equal(outer, ctx.weights):
             gradient.mul_((outer / ctx.weights)[:, None, None])
         return gradient, None, None, None, None
 
 
 def _solve(
-    problem: CTCProblem, is_normalised: bool, checks_rows: bool, weights: Tensor | None
+    problem: CTCProblem, is_normalised: bool, row_tolerance: float | None, weights: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Losses, bad rows and, scaled by ``weights``, the gradient with the strides of the scores."""
+    """Losses, bad frames and, scaled by ``weights``, the gradient with the strides of the scores."""
     scores = _dense(problem.scores)
     batch, num_frames, vocab = scores.shape
     is_time_first = scores.stride(0) < scores.stride(1)
     geometry = Geometry(scores.stride(0), scores.stride(1), num_frames, vocab)
-    options = Options(problem.blank, is_normalised, checks_rows, row_tolerance(scores.dtype))
+    options = Options(
+        problem.blank, is_normalised, is_normalised and row_tolerance is not None, row_tolerance or 0.0
+    )
     flat = (scores.transpose(0, 1) if is_time_first else scores).reshape(-1).numpy()
     gradient = _borrow(flat.size if weights is not None else 0, scores.dtype)
-    losses, bad_rows = np.empty(batch), np.full((batch, 2), -1.0)
-    input_lengths, target_lengths = problem.input_lengths.numpy(), problem.target_lengths.numpy()
-    targets = problem.targets.contiguous().numpy()
-    scale = np.ones(batch) if weights is None else weights.double().numpy()
+    losses, bad_frames = np.empty(batch), np.empty(batch, np.int64)
+    scale_of = torch.ones(batch, dtype=torch.float64) if weights is None else weights.double()
+    input_lengths, target_lengths, targets, scale = (
+        # Contiguous, because numba compiles once for each kind of array it meets.
+        tensor.contiguous().numpy()
+        for tensor in (problem.input_lengths, problem.target_lengths, problem.targets, scale_of)
+    )
     exponents = np.empty(0, np.int32 if flat.dtype == np.float32 else np.int64)
 
     def work(utterances: np.ndarray) -> None:
         solve(
-            utterances, flat, targets, input_lengths, target_lengths, scale, losses, bad_rows, gradient, exponents,
+            utterances, flat, targets, input_lengths, target_lengths, scale, losses, bad_frames, gradient, exponents,
             geometry, options,
         )  # fmt: skip
 
@@ -102,7 +116,7 @@ def _solve(
         shape = (num_frames, batch, vocab) if is_time_first else (batch, num_frames, vocab)
         shaped = torch.from_numpy(gradient).view(shape)
         shaped = shaped.transpose(0, 1) if is_time_first else shaped
-    return torch.from_numpy(losses).to(scores.dtype), torch.from_numpy(bad_rows), shaped
+    return torch.from_numpy(losses).to(scores.dtype), torch.from_numpy(bad_frames), shaped
 
 
 _spare: dict[torch.dtype, np.ndarray] = {}
@@ -130,17 +144,21 @@ def _dense(scores: Tensor) -> Tensor:
     return scores if is_dense else scores.contiguous()
 
 
+# Frames times entries visited that are worth waking another thread for: about a tenth of a millisecond.
+_COST_PER_THREAD = 2**15
+
+
 def _spread(work: Callable[[np.ndarray], None], costs: np.ndarray) -> None:
     """Divide utterances among as many threads as torch uses, the longest first, and wait for all."""
     order = np.argsort(-costs, kind="stable")
-    num_threads = min(torch.get_num_threads(), len(order))
+    num_threads = min(torch.get_num_threads(), len(order), 1 + int(costs.sum()) // _COST_PER_THREAD)
     shares: list[list[int]] = [[] for _ in range(num_threads)]
     loads = [0] * num_threads
     for utterance in order.tolist():
         lightest = loads.index(min(loads))
         shares[lightest].append(utterance)
         loads[lightest] += int(costs[utterance])
-    own, *others = (np.array(share) for share in shares)
+    own, *others = (np.array(share, np.int64) for share in shares)
     pending = [_threads().submit(work, share) for share in others]
     work(own)
     for future in pending:

@@ -128,7 +128,7 @@ class CTCLoss(nn.Module):
         _deferred_checks.poll(wait=True)
 
 
-def ctc_loss(  # noqa: PLR0917  (the argument order of torch.nn.functional.ctc_loss)
+def ctc_loss(
     x: Tensor,
     targets: Tensor,
     input_lengths: Lengths,
@@ -175,16 +175,13 @@ def ctc_loss_result(
 ) -> CTCResult:
     """As :func:`ctc_loss`, with the per-utterance losses and the backend's name beside the loss."""
     problem = prepare(x, targets, input_lengths, target_lengths, blank=blank, layout=layout)
+    rules = Rules.of(problem, inputs, x.dtype, zero_infinity)
+    _check_integers(problem, rules, check)
     chosen = _choose(backend, problem)
-    rules = Rules.of(problem, inputs, zero_infinity)
+    expected = _expected_gradient(problem, reduction)
+    losses, bad_frames = _run(chosen, problem, rules, check, expected)
     if check:
-        _check(problem, rules)
-    elif not problem.scores.is_cuda:
-        raise_on_integers(inspect_integers(problem), rules, only_memory=True)
-    is_normalised = inputs != "logits"
-    if inputs == "probs":
-        problem = problem._replace(scores=_log_of_probs(problem.scores))
-    losses = _run(chosen, problem, is_normalised)
+        _check_rows(problem, rules, losses.detach(), bad_frames)
     loss = _reduce(losses, problem.target_lengths, reduction, zero_infinity)
     if x.dim() == 2 and reduction == "none":
         loss = loss.squeeze(0)
@@ -199,16 +196,27 @@ def _check_options(**options: str) -> None:
             raise ConfigError(f"CTCLoss: {name}={value!r} is not one of {', '.join(map(repr, choices))}")
 
 
-def _check(problem: CTCProblem, rules: Rules) -> None:
-    integers = inspect_integers(problem)
+def _check_integers(problem: CTCProblem, rules: Rules, check: bool) -> None:
+    """Lengths and labels; on a GPU together with the rows, and without waiting for it."""
     if problem.scores.is_cuda:
-        _deferred_checks.poll()
-        _deferred_checks.submit(integers, inspect_rows(problem, rules.inputs), rules)
+        if check:
+            _deferred_checks.poll()
+            _deferred_checks.submit(inspect_integers(problem), inspect_rows(problem, rules), rules)
         return
-    raise_on_integers(integers, rules)
-    if bool((integers[:, 0] < integers[:, 2]).any()):
-        _log.warning("zero_infinity counts these as zero: %s", describe_impossible(integers))
-    raise_on_rows(inspect_rows(problem, rules.inputs), rules)
+    facts = inspect_integers(problem)
+    raise_on_integers(facts, rules, only_memory=not check)
+    if check and bool((facts[:, 0] < facts[:, 2]).any()):
+        _log.warning("zero_infinity counts these as zero: %s", describe_impossible(facts))
+
+
+def _check_rows(problem: CTCProblem, rules: Rules, losses: Tensor, bad_frames: Tensor | None) -> None:
+    """Look for a bad row where the backend saw one, a loss shows one, or nobody has looked yet."""
+    if problem.scores.is_cuda:
+        return
+    was_checked = bad_frames is not None or rules.inputs == "logits"
+    is_suspicious = losses.isnan().any() or (bad_frames is not None and (bad_frames >= 0).any())
+    if is_suspicious or not was_checked:
+        raise_on_rows(inspect_rows(problem, rules), rules)
 
 
 def _choose(backend: Backend, problem: CTCProblem) -> str:
@@ -248,20 +256,36 @@ def _announce(name: str, reason: str) -> None:
     _log.info("CTC loss backend: %s (%s)", name, reason)
 
 
-def _run(name: str, problem: CTCProblem, is_normalised: bool) -> Tensor:
-    if name == "native":
-        return native.per_utterance(problem, is_normalised)
+def _run(
+    name: str, problem: CTCProblem, rules: Rules, check: bool, expected: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Losses and, from a backend that looks at every row anyway, the first bad frames."""
+    is_normalised = rules.inputs != "logits"
+    if rules.inputs == "probs":
+        problem = problem._replace(scores=_log_of_probs(problem.scores))
     if name == "fused-cpu":
         from asr.ctc import fused_cpu
 
-        return fused_cpu.per_utterance(problem, is_normalised)
+        tolerance = rules.row_tolerance if check and is_normalised else None
+        solution = fused_cpu.per_utterance(problem, is_normalised, tolerance, expected)
+        return solution.losses, solution.bad_frames
     if name == "fused-gpu":
         from asr.ctc import fused_gpu
 
-        return fused_gpu.per_utterance(problem, is_normalised)
+        return fused_gpu.per_utterance(problem, is_normalised), None
+    if name == "native":
+        return native.per_utterance(problem, is_normalised), None
     if is_normalised:
         problem = problem._replace(scores=cast(Tensor, reference.AssumeLogSoftmax.apply(problem.scores)))
-    return reference.per_utterance(problem, is_normalised)
+    return reference.per_utterance(problem, is_normalised), None
+
+
+def _expected_gradient(problem: CTCProblem, reduction: Reduction) -> Tensor | None:
+    """What backward will hand to the per-utterance losses when nothing follows the reduction."""
+    if reduction != "mean":
+        return None
+    share = torch.ones((), dtype=problem.scores.dtype) / len(problem.target_lengths)
+    return share / problem.target_lengths.clamp_min(1).to(problem.scores)
 
 
 def _log_of_probs(probs: Tensor) -> Tensor:
