@@ -178,7 +178,7 @@ class TestResampling:
 
     @settings(deadline=None, max_examples=60)
     @given(
-        st.integers(0, 10**10),
+        st.integers(0, 10**18),
         st.sampled_from([8000, 11025, 16000, 22050, 44100, 48000, 96000]),
         st.sampled_from([8000, 16000, 22050, 24000]),
     )
@@ -206,9 +206,10 @@ class TestResampling:
         torch.testing.assert_close(waveform[: len(expected)], expected, rtol=0, atol=5e-7)
 
     def test_length_is_exact_where_float32_would_round(self, tmp_path: Path) -> None:
-        num_samples = 44100 * 60 + 1  # 960000.36… samples at 16 kHz
+        num_samples = 441 * 2900 + pow(160, -1, 441)  # at 16 kHz, 1/441 more than a whole number
         soundfile.write(tmp_path / "a.wav", np.zeros(num_samples, np.int16), 44100)
-        assert len(load_audio(tmp_path / "a.wav", RATE)) == 960001
+        assert num_samples * 160 % 441 == 1
+        assert len(load_audio(tmp_path / "a.wav", RATE)) == num_samples * 160 // 441 + 1
 
     def test_a_rate_without_common_divisor_is_refused_by_name(self, tmp_path: Path) -> None:
         soundfile.write(tmp_path / "odd.wav", noise(1000), 44101)
@@ -344,7 +345,7 @@ class TestBadFiles:
         assert "does not say how long it is" in refusal(path)
 
 
-class TestMp3WithoutLength:
+class TestMp3Length:
     """Encoders that write to a pipe leave out the tag with the number of frames."""
 
     @staticmethod
@@ -355,6 +356,15 @@ class TestMp3WithoutLength:
         second_frame = content.index(content[:2], 4)
         title = b"ID3\x04\0\0" + bytes([0, 0, 2, 44]) + bytes(300)
         path.write_bytes(title + content[second_frame:])
+
+    def test_a_length_behind_a_long_title_is_believed(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.mp3"
+        soundfile.write(path, noise(2 * RATE), RATE)
+        content = b"ID3\x04\0\0" + bytes([0, 0, 40, 0]) + bytes(40 << 7) + path.read_bytes()
+        path.write_bytes(content)
+        assert audio_info(path).num_samples == 2 * RATE
+        path.write_bytes(content[: len(content) - 3000])
+        assert "truncated" in refusal(path)
 
     def test_constant_bit_rate(self, tmp_path: Path) -> None:
         self.write_untagged(tmp_path / "a.mp3", noise(20 * RATE), "CONSTANT", 0.5)
@@ -412,8 +422,11 @@ class TestWavHeaders:
         content = wav.read_bytes()
         note = b"LIST" + struct.pack("<I", 5) + b"hello\0"  # an odd size is padded to an even one
         content = content[:36] + note + content[36:] + note
-        wav.write_bytes(content[:4] + struct.pack("<I", len(content) - 8) + content[8:])
+        content = content[:4] + struct.pack("<I", len(content) - 8) + content[8:]
+        wav.write_bytes(content)
         assert torch.equal(load_audio(wav, RATE), expected)
+        wav.write_bytes(content[:-1000])
+        assert "truncated" in refusal(wav)
 
     def test_an_empty_data_chunk_with_a_note_behind_is_no_stream(self, tmp_path: Path) -> None:
         path = tmp_path / "a.wav"

@@ -3,6 +3,7 @@
 import base64
 import itertools
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,9 @@ class TestEveryTokenizer:
         assert rebuilt.blank_id == tokenizer.blank_id
         assert rebuilt.fingerprint == tokenizer.fingerprint
         assert rebuilt.encode(TEXTS[1]) == tokenizer.encode(TEXTS[1])
+
+    def test_travels_to_worker_processes(self, tokenizer: Tokenizer) -> None:
+        assert pickle.loads(pickle.dumps(tokenizer)).encode(TEXTS[1]) == tokenizer.encode(TEXTS[1])
 
     def test_ids_that_spell_nothing(self, tokenizer: Tokenizer) -> None:
         for token_id in (tokenizer.blank_id, -1, tokenizer.vocab_size):
