@@ -14,7 +14,6 @@ there is no large log-probability to lose digits in. Emissions are taken relativ
 occupancies are normalised per frame, so an error in a row's normaliser cannot spread to other frames.
 """
 
-import functools
 import hashlib
 import logging
 import math
@@ -34,9 +33,11 @@ from asr.ctc.lanes import LANES, NEVER, Lanes, Row, array_data, inside, over_blo
 _RENORMALISE_EVERY = 8
 _LN_2 = math.log(2)
 
-_compile = functools.partial(numba.njit, nogil=True, error_model="numpy")
-
 _log = logging.getLogger(__name__)
+
+
+def _compile(function: Callable[..., Any], cache: bool = False) -> Any:
+    return numba.njit(function, nogil=True, error_model="numpy", cache=cache)
 
 
 @intrinsic
