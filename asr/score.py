@@ -252,16 +252,26 @@ def score(references: Sequence[str], hypotheses: Sequence[str], *, normaliser: s
     words: list[ErrorCounts] = []
     characters: list[ErrorCounts] = []
     for reference, hypothesis in zip(map(change, references), map(change, hypotheses), strict=True):
-        reference_words, hypothesis_words = reference.split(), hypothesis.split()
-        words.append(count_errors(reference_words, hypothesis_words))
-        characters.append(count_errors(" ".join(reference_words), " ".join(hypothesis_words)))
+        reference_words = reference.split()
+        if reference == hypothesis:  # often most of a test set, and nothing to align
+            words.append(ErrorCounts(len(reference_words)))
+            characters.append(ErrorCounts(len(" ".join(reference_words))))
+        else:
+            hypothesis_words = hypothesis.split()
+            words.append(count_errors(reference_words, hypothesis_words))
+            characters.append(count_errors(" ".join(reference_words), " ".join(hypothesis_words)))
     return Score(tuple(words), tuple(characters), normaliser)
 
 
 def count_words(references: Sequence[str], hypotheses: Sequence[str]) -> tuple[ErrorCounts, ...]:
     """Count word errors alone, one entry per utterance: about twice as fast as :func:`score`."""
     _check_same_number(references, hypotheses)
-    return tuple(map(count_errors, map(str.split, references), map(str.split, hypotheses)))
+    return tuple(
+        ErrorCounts(len(reference.split()))
+        if reference == hypothesis
+        else count_errors(reference.split(), hypothesis.split())
+        for reference, hypothesis in zip(references, hypotheses, strict=True)
+    )
 
 
 def _check_same_number(references: Sequence[object], hypotheses: Sequence[object]) -> None:

@@ -98,7 +98,7 @@ def compare(
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--sentences", type=int, default=10_000)
-    parser.add_argument("--error-rate", type=float, default=0.1)
+    parser.add_argument("--error-rate", type=float, default=0.05)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

@@ -26,7 +26,9 @@ from asr.report.json_report import (
 )
 from asr.report.nist import Transcript, write_sclite_files, write_trn
 from asr.report.schema import record_fields
+from asr.report.slices import slice_by_range
 from asr.report.terminal import print_report, to_markdown
+from asr.score import ErrorCounts
 
 SCHEMA_PAGE = Path(__file__).parents[1] / "docs" / "report_schema.md"
 TEXTS = [
@@ -88,6 +90,17 @@ def test_slices_pool_their_utterances(report):
         assert sum(cut.num_utterances for cut in cuts) == 4
         assert sum(cut.counts.num_errors for cut in cuts) == report.counts.num_errors
     assert [cut.value for cut in report.slices["snr"]] == ["0–0.75", "0.75–1.5", "1.5–2.25", "2.25–3"]
+
+
+def test_ranges_hold_their_lower_end():
+    cuts = slice_by_range(range(9), [ErrorCounts(hits=1)] * 9)
+    assert [(cut.value, cut.num_utterances) for cut in cuts] == [
+        ("0–2", 2),
+        ("2–4", 2),
+        ("4–6", 2),
+        ("6–8", 3),
+    ]
+    assert slice_by_range([1.5] * 9, [ErrorCounts(hits=1)] * 9) == slice_by_range([], []) == ()
 
 
 def test_same_seed_same_report():

@@ -224,6 +224,7 @@ def test_normalisers_differ_in_what_they_forgive():
         ("a hundred, a dog and one cat", "100 a dog and 1 cat"),
         ("two hundred and", "200 and"),
         ("twelve hundred", "1200"),
+        ("five thousand zero", "5000 0"),
         ("5 million", "5000000"),
         ("five million three hundred thousand two hundred and twenty-first", "5300221st"),
         ("one thousand two thousand", "1002 1000"),
