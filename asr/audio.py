@@ -2,7 +2,7 @@
 
 Decoding is soundfile's (libsndfile), resampling torchaudio's windowed sinc. Files are read and
 resampled in blocks with enough context on both sides that the result does not depend on the
-block size, so a two-hour file takes no more working memory than a short one.
+block size, so a two-hour file can be streamed in the memory that a short one needs.
 """
 
 import math
@@ -174,13 +174,18 @@ def _open_audio(path: Path) -> Iterator[_Source]:
     with _open_file(path) as raw:
         try:
             file = soundfile.SoundFile(raw)
-        except (soundfile.LibsndfileError, TypeError) as error:
+        except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a headerless .raw file
             raise AudioError(
                 f"{path}: cannot be decoded as audio ({_reason(error)}); "
                 f"convert it to WAV or FLAC, or remove it"
             ) from error
         with file:
-            yield _Source(file, _checked_info(path, file, raw))
+            try:
+                yield _Source(file, _checked_info(path, file, raw))
+            except soundfile.SoundFileError as error:
+                raise AudioError(
+                    f"{path}: is truncated or damaged ({_reason(error)}); copy or record it again"
+                ) from error
 
 
 def _open_file(path: Path) -> FileIO:
@@ -273,18 +278,13 @@ def _mono_blocks(source: _Source, start: int, stop: int) -> Iterator[Tensor]:
     """Yield samples ``start … stop`` of a file as consecutive ``(samples,)`` float32 blocks."""
     file, info = source
     block_samples = seconds_to_samples(_BLOCK_SECONDS, info.sample_rate)
-    try:
-        file.seek(start)
-        for position in range(start, stop, block_samples):
-            num_wanted = min(block_samples, stop - position)
-            block = file.read(num_wanted, dtype="float32", always_2d=True)
-            mono = block[:, 0] if info.num_channels == 1 else block.mean(axis=1)
-            _check_block(info, position, num_wanted, mono)
-            yield torch.from_numpy(mono)
-    except soundfile.LibsndfileError as error:
-        raise AudioError(
-            f"{info.path}: is truncated or damaged ({_reason(error)}); copy or record it again"
-        ) from error
+    file.seek(start)
+    for position in range(start, stop, block_samples):
+        num_wanted = min(block_samples, stop - position)
+        block = file.read(num_wanted, dtype="float32", always_2d=True)
+        mono = block[:, 0] if info.num_channels == 1 else block.mean(axis=1)
+        _check_block(info, position, num_wanted, mono)
+        yield torch.from_numpy(mono)
 
 
 def _check_block(info: AudioInfo, position: int, num_wanted: int, mono: np.ndarray) -> None:
@@ -394,7 +394,7 @@ def _checked_length(path: Path, raw: FileIO) -> FileIO:
         raise AudioError(f"{path}: is empty (0 bytes); copy or record it again, or remove it")
     try:
         size = _find_data_size(raw, num_bytes)
-    except (struct.error, ValueError, IndexError):
+    except (struct.error, ValueError):
         size = None  # no header to trust: the decoder will say what is wrong
     raw.seek(0)
     if size is None or size.num_bytes >= _SMALLEST_UNKNOWN_SIZE:

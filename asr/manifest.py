@@ -144,15 +144,15 @@ def _parse_line(line: bytes, folder: Path, allow_empty_text: bool) -> Utterance:
         record = json.loads(line.decode())
     except UnicodeDecodeError as error:
         raise _BadLineError("not UTF-8 text") from error
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise _BadLineError(f"not JSON ({error}); a manifest has one JSON object per line") from error
     if type(record) is not dict:
-        raise _BadLineError(
-            f"a JSON {type(record).__name__}, not an object with keys {', '.join(_REQUIRED_KEYS)}"
-        )
+        raise _BadLineError(f"{_json(record)} is not a JSON object with the keys {', '.join(_REQUIRED_KEYS)}")
     missing = [key for key in _REQUIRED_KEYS if key not in record]
     if missing:
         raise _BadLineError(f"missing {', '.join(missing)}")
+    if record.get("id") == "":
+        raise _BadLineError("id is empty; leave it out to have one derived from the file name")
     audio_path = _string(record, "audio_filepath")
     if not audio_path:
         raise _BadLineError("audio_filepath is empty")
@@ -201,8 +201,6 @@ def _label(record: dict[str, Any], key: str) -> str:
     value = record.get(key, "")
     if type(value) not in (str, int):
         raise _BadLineError(f"{key} must be a string, not {_json(value)}")
-    if key in record and value == "" and key == "id":
-        raise _BadLineError("id is empty; leave it out to have one derived from the file name")
     return str(value)
 
 

@@ -293,6 +293,10 @@ class TestBadFiles:
         (tmp_path / "a.wav").write_text("hello, I am a transcript")
         assert "cannot be decoded as audio (Format not recognised); convert" in refusal(tmp_path / "a.wav")
 
+    def test_samples_without_a_header(self, tmp_path: Path) -> None:
+        (tmp_path / "a.raw").write_bytes(bytes(32000))
+        assert "cannot be decoded as audio" in refusal(tmp_path / "a.raw")
+
     @pytest.mark.parametrize(
         "magic", [b"RIFF", b"RIFF\0\0\0\0WAVE", b"FORM\0\0\0\0AIFFSSND", b".snd", b"NIST_1A\n   x"]
     )
