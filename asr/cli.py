@@ -57,6 +57,8 @@ def launch(
             exit_codes.append(task(to_typed(composed)) or 0)
         except AsrError as error:  # here, because Hydra announces what leaves this function in its own words
             exit_codes.append(fail(str(error)))
+        except OmegaConfBaseException as error:  # a mandatory option is missing
+            exit_codes.append(fail(one_line(error, schema)))
 
     original = sys.argv
     sys.argv = [original[0], *arguments]
@@ -113,7 +115,7 @@ def one_line(error: Exception, schema: type) -> str:
     unknown = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' not in", text)
     if unknown:
         return unknown_option(key or unknown.group(1), schema)
-    if "Missing mandatory value" in text:
+    if "issing mandatory value" in text:
         return f"option {key or text.rsplit(':', 1)[-1].strip()!r} must be given"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if "Config search path:" in lines:
