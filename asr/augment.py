@@ -4,6 +4,7 @@ Everything random is drawn from one seed per utterance and epoch, so a batch is 
 the number of loader processes, and nothing here ever runs in validation.
 """
 
+from fractions import Fraction
 from functools import lru_cache
 
 import torch
@@ -11,6 +12,9 @@ import torchaudio
 from torch import Tensor
 
 from asr.records import Features
+
+# Speed factors are exact to two decimals.
+MAX_SPEED_DENOMINATOR = 100
 
 # Fixed offsets keep the random streams of the two stages apart although they share one seed.
 _WAVEFORM_STREAM, _FEATURE_STREAM = 1, 2
@@ -21,7 +25,7 @@ class WaveformAugmenter:
 
     Args:
         sample_rate: Hz.
-        speed_factors: one is drawn per call; 1.1 makes the audio 10 % shorter and higher.
+        speed_factors: one is drawn per call; 1.1 makes the audio play 10 % faster and higher.
         gain_db: the level changes by a uniform number of decibels within ± this.
     """
 
@@ -29,11 +33,6 @@ class WaveformAugmenter:
         self.sample_rate = sample_rate
         self.speed_factors = list(speed_factors)
         self.gain_db = gain_db
-
-    @property
-    def max_speed(self) -> float:
-        """The factor that leaves the fewest frames for the labels."""
-        return max(self.speed_factors)
 
     def __call__(self, waveform: Tensor, seed: int) -> Tensor:
         """``(samples,)`` → ``(other_samples,)``, the same for the same seed."""
@@ -43,13 +42,19 @@ class WaveformAugmenter:
         ]
         gain_db = self.gain_db * (2 * torch.rand((), generator=generator).item() - 1)
         if factor != 1.0:
-            waveform = _speed(self.sample_rate, factor)(waveform)[0]
+            waveform = _resampler(factor)(waveform)
         return waveform * 10 ** (gain_db / 20) if gain_db else waveform
 
 
 @lru_cache(maxsize=16)
-def _speed(sample_rate: int, factor: float) -> torchaudio.transforms.Speed:
-    return torchaudio.transforms.Speed(sample_rate, factor)
+def _resampler(factor: float) -> torchaudio.transforms.Resample:
+    """Resampling by the nearest ratio of small numbers.
+
+    The ratio of whole sample rates, which ``torchaudio.transforms.Speed`` takes, can be one of large
+    numbers (22050 Hz at 1.05: 11576 to 11025), whose kernel fills hundreds of megabytes.
+    """
+    ratio = Fraction(factor).limit_denominator(MAX_SPEED_DENOMINATOR)
+    return torchaudio.transforms.Resample(ratio.numerator, ratio.denominator)
 
 
 class SpecAugment:

@@ -137,6 +137,11 @@ def unreadable_reason(utterance: Utterance) -> str | None:
         info = audio_info(utterance.audio_path)
     except AudioError as error:
         return str(error)
+    if utterance.offset_seconds >= info.duration_seconds:
+        return (
+            f"the manifest says the audio begins at {utterance.offset_seconds:.2f} s but "
+            f"{utterance.audio_path} is {info.duration_seconds:.2f} s long"
+        )
     end_seconds = utterance.offset_seconds + utterance.duration_seconds
     if end_seconds > info.duration_seconds + DURATION_TOLERANCE_SECONDS:
         return (
@@ -211,11 +216,10 @@ def load_utterance(utterance: Utterance, sample_rate: int) -> Tensor:
     info = audio_info(utterance.audio_path)
     to_end = info.duration_seconds - utterance.offset_seconds
     reaches_end = utterance.duration_seconds >= to_end - DURATION_TOLERANCE_SECONDS
-    whole = utterance.offset_seconds == 0 and reaches_end
     return load_audio(
         utterance.audio_path,
         sample_rate,
-        offset_seconds=0.0 if whole else utterance.offset_seconds,
+        offset_seconds=utterance.offset_seconds,
         duration_seconds=None if reaches_end else utterance.duration_seconds,
     )
 

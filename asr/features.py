@@ -9,6 +9,7 @@ import torch
 import torchaudio
 from torch import Tensor, nn
 
+from asr.errors import ConfigError
 from asr.records import Features
 
 # About the energy of 16-bit quantisation noise in one mel band: digital silence stays near the
@@ -27,6 +28,9 @@ class SpectralFeatures(nn.Module):
             (full scale is 1). It keeps silent stretches from being all alike.
         normalise: ``utterance`` (zero mean, unit variance per bin over the utterance's own
             frames), ``utterance_mean`` (zero mean) or ``none``.
+
+    Raises:
+        ConfigError: the hop is shorter than one sample or the window shorter than two.
     """
 
     num_bins: int
@@ -44,6 +48,11 @@ class SpectralFeatures(nn.Module):
         self.sample_rate = sample_rate
         self.hop_samples = round(hop_seconds * sample_rate)
         self.window_samples = round(window_seconds * sample_rate)
+        if self.hop_samples < 1 or self.window_samples < 2:
+            raise ConfigError(
+                f"features.window_seconds={window_seconds:g} and features.hop_seconds={hop_seconds:g} are too "
+                f"short for features.sample_rate={sample_rate}: at least 2 samples and 1 sample are needed"
+            )
         self.fft_size = 2 ** (self.window_samples - 1).bit_length()
         self.dither = dither
         self.normalise = normalise

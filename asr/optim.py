@@ -42,7 +42,7 @@ def make_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:
 
 
 def make_schedule(config: ScheduleConfig, optimizer: Optimizer, num_steps: int) -> LambdaLR:
-    """The configured schedule over ``num_steps`` optimizer steps; later steps keep the last value."""
+    """The configured schedule over ``num_steps`` optimizer steps; Noam's alone has no end."""
     return LambdaLR(optimizer, schedule_factor(config, num_steps))
 
 
@@ -62,10 +62,11 @@ def schedule_factor(config: ScheduleConfig, num_steps: int) -> Callable[[int], f
         )
     if isinstance(config, CosineConfig):
         warmup = max(round(config.warmup_share * num_steps), 1)
+        peak_step = warmup - 1
         return lambda step: (
             (step + 1) / warmup
-            if step < warmup
-            else half_cosine(1.0, config.final_share, (step - warmup) / max(last - warmup, 1))
+            if step < peak_step
+            else half_cosine(1.0, config.final_share, (step - peak_step) / max(last - peak_step, 1))
         )
     if isinstance(config, ConstantConfig):
         warmup = max(round(config.warmup_share * num_steps), 1)

@@ -106,10 +106,11 @@ def batches_by_length(
     """
     order = sorted(range(len(durations)), key=lambda index: -durations[index])
     batches: list[list[int]] = []
-    while order:
-        size = _batch_size(durations[order[0]], max_utterances, max_seconds)
-        batches.append(order[:size])
-        order = order[size:]
+    start = 0
+    while start < len(order):
+        size = _batch_size(durations[order[start]], max_utterances, max_seconds)
+        batches.append(order[start : start + size])
+        start += size
     return batches
 
 

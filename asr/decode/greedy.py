@@ -21,7 +21,7 @@ class GreedyDecoder:
 
     def decode(self, emissions: Emissions) -> list[Hypothesis]:
         """``(batch, frames, vocab)`` → one hypothesis per utterance; one transfer for the whole batch."""
-        best = emissions.log_probs.max(dim=2)
+        best = emissions.log_probs.detach().max(dim=2)
         scores, labels = best.values.cpu().numpy(), best.indices.cpu().numpy()
         return [
             self._hypothesis(labels[index, :length], scores[index, :length])
@@ -31,7 +31,7 @@ class GreedyDecoder:
     def _hypothesis(self, labels: np.ndarray, scores: np.ndarray) -> Hypothesis:
         """Collapse one path: ``labels`` and ``scores`` are ``(frames,)``."""
         starts = np.flatnonzero(np.diff(labels, prepend=-1))
-        ends = np.append(starts[1:], len(labels)) - 1
+        ends = np.append(starts, len(labels))[1:] - 1
         spoken = labels[starts] != self.tokenizer.blank_id
         starts, ends = starts[spoken], ends[spoken]
         token_ids = tuple(int(label) for label in labels[starts])

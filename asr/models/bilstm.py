@@ -113,8 +113,15 @@ class MaskedBatchNorm(nn.BatchNorm1d):
         frames = states.flatten(0, 1)
         real = mask.flatten().nonzero().squeeze(1)
         picked = frames.index_select(0, real)
-        normalised = super().forward(picked.reshape(-1, self.num_features)).view_as(picked)
-        return torch.zeros_like(frames).index_copy(0, real, normalised).view_as(states)
+        rows = picked.reshape(-1, self.num_features)
+        # One frame alone has no variance: it is normalised as in eval mode.
+        normalised = super().forward(rows) if len(rows) > 1 else self._by_running_statistics(rows)
+        return torch.zeros_like(frames).index_copy(0, real, normalised.view_as(picked)).view_as(states)
+
+    def _by_running_statistics(self, rows: Tensor) -> Tensor:
+        return F.batch_norm(
+            rows, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+        )
 
 
 class FrameNorm(nn.Module):
