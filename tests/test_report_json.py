@@ -53,7 +53,8 @@ def recognised(text: str, score: float = -3.5) -> Hypothesis:
 
 def make_report(texts: list[tuple[str, str]] = TEXTS, **options: Any) -> EvaluationReport:
     utterances = [
-        utterance(i, text, accent="us" if i < 2 else "de", snr=i) for i, (text, _) in enumerate(texts)
+        utterance(i, text, accent="us" if i < 2 else "de", snr=i, noisy=i == 3)
+        for i, (text, _) in enumerate(texts)
     ]
     hypotheses = [recognised(text) for _, text in texts]
     return build_report(utterances, hypotheses, **{"decode_seconds": 0.7, **options})
@@ -86,6 +87,7 @@ def test_slices_pool_their_utterances(report):
     assert by_accent["us"].wer == 2 / 9
     assert by_accent["de"].num_utterances == 2
     assert [cut.value for cut in report.slices["speaker"]] == ["spk0", "spk1"]
+    assert [(cut.value, cut.num_utterances) for cut in report.slices["noisy"]] == [("False", 3), ("True", 1)]
     for cuts in report.slices.values():
         assert sum(cut.num_utterances for cut in cuts) == 4
         assert sum(cut.counts.num_errors for cut in cuts) == report.counts.num_errors

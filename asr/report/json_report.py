@@ -208,12 +208,16 @@ def _slices(results: Sequence[UtteranceResult]) -> dict[str, tuple[Slice, ...]]:
     }
     for name in names:
         values = [result.fields.get(name) for result in results]
-        if all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+        if all(_is_number(value) for value in values):
             numbers.setdefault(name, [float(value) for value in values if value is not None])
         elif all(isinstance(value, str | int | float | None) for value in values):
             labels.setdefault(name, ["" if value is None else str(value) for value in values])
     by_range = {name: slice_by_range(values, counts) for name, values in numbers.items()}
     return slice_by_fields(labels, counts) | {name: cut for name, cut in by_range.items() if cut}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 # --- files -----------------------------------------------------------------------------------
