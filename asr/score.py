@@ -340,14 +340,6 @@ def rank_worst(counts: Sequence[ErrorCounts], *, max_utterances: int = 10) -> tu
     return tuple(faulty[:max_utterances])
 
 
-def pool_by(keys: Sequence[str], counts: Sequence[ErrorCounts]) -> dict[str, ErrorCounts]:
-    """Pool the counts of utterances that share a key (speaker, accent, …), in order of the keys."""
-    pooled: dict[str, ErrorCounts] = {}
-    for key, count in zip(keys, counts, strict=True):
-        pooled[key] = pooled.get(key, ErrorCounts()) + count
-    return dict(sorted(pooled.items()))
-
-
 # --- normalisers ---------------------------------------------------------------------------
 
 

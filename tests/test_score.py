@@ -24,7 +24,6 @@ from asr.score import (
     count_token_errors,
     count_words,
     get_normaliser,
-    pool_by,
     rank_worst,
     score,
     tabulate_errors,
@@ -195,12 +194,6 @@ def test_worst_utterances_have_most_errors_and_flawless_ones_are_left_out():
     counts = [ErrorCounts(9, 1), ErrorCounts(0, 3), ErrorCounts(5), ErrorCounts(10, 3), ErrorCounts(0, 1)]
     assert rank_worst(counts) == (1, 3, 4, 0)
     assert rank_worst(counts, max_utterances=2) == (1, 3)
-
-
-def test_pooling_by_key():
-    pooled = pool_by(["b", "a", "b"], [ErrorCounts(1), ErrorCounts(2), ErrorCounts(0, 4)])
-    assert pooled == {"a": ErrorCounts(2), "b": ErrorCounts(1, 4)}
-    assert list(pooled) == ["a", "b"]
 
 
 def test_unknown_normaliser_names_the_choices():
