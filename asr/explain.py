@@ -6,7 +6,7 @@ comes from. Both end in a diagnosis in plain words.
 """
 
 import json
-import logging
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,11 +25,10 @@ from asr.ctc.paths import BestLabelling, ScoredPath, best_labelling, best_paths,
 from asr.ctc.tables import EmissionTable, read_table
 from asr.errors import AudioError, ConfigError, TextError
 
-_log = logging.getLogger(__name__)
-
 MAX_TRELLIS_CELLS = 20_000_000
-_SEARCH_BUDGET = 5_000_000
-_MIN_EXPANSIONS = 50
+# Prefixes are searched for a second or two: their cost grows with the table's cells, above a floor.
+_SEARCH_BUDGET = 6_000_000
+_MIN_PREFIX_COST = 100
 
 
 def main() -> int:
@@ -52,7 +51,8 @@ def _quoted_text(argument: str) -> str:
     name, _, value = argument.partition("=")
     if name != "text" or value in {"", "null"} or value[0] in "\"'":
         return argument
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    # Inside quotes a backslash is special only before a quote, the closing one included.
+    escaped = re.sub(r'(\\*)("|$)', lambda match: 2 * match[1] + ('\\"' if match[2] else ""), value)
     return f'text="{escaped}"'
 
 
@@ -98,7 +98,7 @@ def analyse_table(
     search = best_labelling(
         table.log_probs,
         blank,
-        max_expansions=max(_MIN_EXPANSIONS, _SEARCH_BUDGET // (num_frames * vocab_size)),
+        max_expansions=max(1, _SEARCH_BUDGET // (num_frames * vocab_size + _MIN_PREFIX_COST)),
     )
     labels = search.labels if text is None else labels_of(text, named, blank, vocab_size)
     diagnosis = diagnose(

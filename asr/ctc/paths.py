@@ -18,6 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+_PREFIXES_AT_ONCE = 32
+_MAX_GROWN_VALUES = 1_000_000
+
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
@@ -257,10 +260,10 @@ def best_labelling(log_probs: ArrayLike, blank: int, *, max_expansions: int = 50
         raise ValueError(f"frame {frame} gives every token probability zero; no labelling is possible")
     search = _PrefixSearch(scores - row_log_sums[:, None], blank)
     offset = float(row_log_sums.sum())
+    at_once = max(1, min(_PREFIXES_AT_ONCE, _MAX_GROWN_VALUES // max(1, scores.size)))
     expansions = 0
     while search.upper_bound() > search.best_log_prob and expansions < max_expansions:
-        search.expand()
-        expansions += 1
+        expansions += search.expand(min(at_once, max_expansions - expansions))
     exact = search.upper_bound() <= search.best_log_prob
     bound = search.best_log_prob if exact else search.upper_bound()
     return BestLabelling(search.best_labels, search.best_log_prob + offset, exact, bound + offset)
@@ -275,6 +278,15 @@ class _Prefix(NamedTuple):
     labels: tuple[int, ...]
     ends_in_label: FloatArray
     ends_in_blank: FloatArray
+
+
+class _Grown(NamedTuple):
+    """Extensions of some prefixes by each label: ``(frames + 1, prefixes, vocab)`` twice, as in
+    :class:`_Prefix`, and ``continuation`` ``(prefixes, vocab)``, log-probability of beginning with them."""
+
+    ends_in_label: FloatArray
+    ends_in_blank: FloatArray
+    continuation: FloatArray
 
 
 class _PrefixSearch:
@@ -295,45 +307,57 @@ class _PrefixSearch:
         """No labelling outside those already completed has a higher log-probability."""
         return -self._heap[0].minus_continuation_log_prob if self._heap else -np.inf
 
-    def expand(self) -> None:
-        """Complete every one-label extension of the most promising prefix."""
-        prefix = heapq.heappop(self._heap)
-        num_frames, vocab_size = self._log_probs.shape
-        anything = np.logaddexp(prefix.ends_in_label, prefix.ends_in_blank)
-        ends_in_label = np.full((num_frames + 1, vocab_size), -np.inf)
-        ends_in_blank = np.full((num_frames + 1, vocab_size), -np.inf)
-        continuation = np.full(vocab_size, -np.inf)
-        for frame, row in enumerate(self._log_probs):
-            before = np.full(vocab_size, anything[frame])
-            if prefix.labels:
-                before[prefix.labels[-1]] = prefix.ends_in_blank[frame]
-            enters = row + before
-            continuation = np.logaddexp(continuation, enters)
-            ends_in_blank[frame + 1] = row[self._blank] + np.logaddexp(
-                ends_in_blank[frame], ends_in_label[frame]
-            )
-            ends_in_label[frame + 1] = np.logaddexp(enters, row + ends_in_label[frame])
-        continuation[self._blank] = -np.inf
-        complete = np.logaddexp(ends_in_label[-1], ends_in_blank[-1])
-        complete[self._blank] = -np.inf
-        winner = int(complete.argmax())
-        if complete[winner] > self.best_log_prob:
-            self.best_log_prob = float(complete[winner])
-            self.best_labels = (*prefix.labels, winner)
+    def expand(self, max_prefixes: int) -> int:
+        """Complete every one-label extension of the most promising prefixes; returns how many were grown."""
+        # Several at once, because the arrays of one prefix are too small to be worth a call each.
+        prefixes = [heapq.heappop(self._heap)]
+        while self._heap and len(prefixes) < max_prefixes and self.upper_bound() > self.best_log_prob:
+            prefixes.append(heapq.heappop(self._heap))
+        grown = self._grow(prefixes)
+        complete = np.logaddexp(grown.ends_in_label[-1], grown.ends_in_blank[-1])
+        complete[:, self._blank] = -np.inf
+        row, label = np.unravel_index(complete.argmax(), complete.shape)
+        if complete[row, label] > self.best_log_prob:
+            self.best_log_prob = float(complete[row, label])
+            self.best_labels = (*prefixes[row].labels, int(label))
         # Of the continuations' probability, stopping right here is already accounted for.
         with np.errstate(divide="ignore", invalid="ignore"):
-            beyond = continuation + np.log1p(-np.exp(np.minimum(complete - continuation, 0.0)))
-        for label in np.flatnonzero(beyond > self.best_log_prob).tolist():
+            stopping = np.exp(np.minimum(complete - grown.continuation, 0.0))
+            beyond = grown.continuation + np.log1p(-stopping)
+        for row, label in np.argwhere(beyond > self.best_log_prob).tolist():
             heapq.heappush(
                 self._heap,
                 _Prefix(
-                    -float(beyond[label]),
+                    -float(beyond[row, label]),
                     next(self._order),
-                    (*prefix.labels, label),
-                    ends_in_label[:, label].copy(),
-                    ends_in_blank[:, label].copy(),
+                    (*prefixes[row].labels, label),
+                    grown.ends_in_label[:, row, label].copy(),
+                    grown.ends_in_blank[:, row, label].copy(),
                 ),
             )
+        return len(prefixes)
+
+    def _grow(self, prefixes: list[_Prefix]) -> _Grown:
+        num_frames, vocab_size = self._log_probs.shape
+        rows = np.array([row for row, prefix in enumerate(prefixes) if prefix.labels], dtype=np.int64)
+        last_labels = np.array([prefix.labels[-1] for prefix in prefixes if prefix.labels], dtype=np.int64)
+        in_label = np.stack([prefix.ends_in_label for prefix in prefixes], axis=1)
+        in_blank = np.stack([prefix.ends_in_blank for prefix in prefixes], axis=1)
+        in_either = np.logaddexp(in_label, in_blank)
+        ends_in_label = np.full((num_frames + 1, len(prefixes), vocab_size), -np.inf)
+        ends_in_blank = np.full_like(ends_in_label, -np.inf)
+        enters = np.full((num_frames, len(prefixes), vocab_size), -np.inf)
+        for frame, row in enumerate(self._log_probs):
+            enters[frame] = row + in_either[frame][:, None]
+            # The label once more needs a blank in between.
+            enters[frame, rows, last_labels] = row[last_labels] + in_blank[frame, rows]
+            ends_in_blank[frame + 1] = row[self._blank] + np.logaddexp(
+                ends_in_blank[frame], ends_in_label[frame]
+            )
+            ends_in_label[frame + 1] = np.logaddexp(enters[frame], row + ends_in_label[frame])
+        continuation = np.logaddexp.reduce(enters, axis=0)
+        continuation[:, self._blank] = -np.inf
+        return _Grown(ends_in_label, ends_in_blank, continuation)
 
 
 def as_log_probs(log_probs: Any) -> FloatArray:
