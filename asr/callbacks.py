@@ -1,9 +1,12 @@
 """What happens around training steps: progress lines, checkpoints, Ctrl-C."""
 
+import contextlib
+import csv
 import logging
 import os
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -12,6 +15,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 
 from asr.errors import TrainingError
 from asr.module import CtcModule
@@ -46,9 +50,11 @@ class EpochLine(Callback):
         if trainer.sanity_checking:
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        loss = _ctc(pl_module).loss_since_validation.take()
         for own_logger in trainer.loggers:
             own_logger.log_metrics(
-                {"train/frames_per_second": self.frames_per_second}, step=trainer.global_step
+                {"epoch": trainer.current_epoch, "train/frames_per_second": self.frames_per_second},
+                step=trainer.global_step,
             )
         wer = metrics["dev/wer"]
         star = " *" if wer < self.best_wer else ""
@@ -57,7 +63,7 @@ class EpochLine(Callback):
             "epoch %d/%s  loss %.3f  dev loss %.3f  WER %.2f %%  CER %.2f %%  blanks %.0f %%  %.0f frames/s  %.0f s%s",
             trainer.current_epoch + 1,
             trainer.max_epochs,
-            metrics.get("train/loss", float("nan")),
+            loss,
             metrics["dev/loss"],
             100 * wer,
             100 * metrics["dev/cer"],
@@ -71,6 +77,12 @@ class EpochLine(Callback):
             logger.info("      said  %s", sample.reference)
             logger.info("      heard %s", sample.hypothesis or "(nothing)")
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_wer": self.best_wer}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_wer = state_dict["best_wer"]
+
     def _chosen(self, module: CtcModule) -> list[Any]:
         """The same few utterances each time, spread over the lengths."""
         samples = module.dev_samples
@@ -79,7 +91,11 @@ class EpochLine(Callback):
 
 
 class SaveOnInterrupt(Callback):
-    """Ctrl-C or SIGTERM: finish the step, save ``last.ckpt``, stop. A second Ctrl-C stops at once."""
+    """Ctrl-C or SIGTERM: finish the step, save ``last.ckpt``, stop. A second Ctrl-C stops at once.
+
+    In the middle of an accumulated step it goes on to the step's end, and after an epoch's last batch
+    to the end of the validation: what is saved is always a state that training can go on from exactly.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -96,14 +112,80 @@ class SaveOnInterrupt(Callback):
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *unused: Any) -> None:
+        loop = trainer.fit_loop.epoch_loop
+        if self._requested and not loop._should_accumulate() and not loop.batch_progress.is_last_batch:
+            self._save_and_stop(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._requested:
-            trainer.save_checkpoint(self.path)
-            raise Interrupted
+            self._save_and_stop(trainer)
+
+    def _save_and_stop(self, trainer: pl.Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        raise Interrupted
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        self._give_signals_back()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._give_signals_back()
+
+    def _give_signals_back(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
+
+
+class MetricsFile(Logger):
+    """``metrics.csv``: one row per logged step or validation, appended to when a run is resumed.
+
+    (Lightning's own CSV logger deletes what an earlier part of the run has written.)
+    """
+
+    COLUMNS = (
+        *("step", "epoch"),
+        *(f"train/{name}" for name in ("loss", "gradient_norm", "learning_rate", "blank_rate")),
+        "train/frames_per_second",
+        *(f"dev/{name}" for name in ("wer", "cer", "loss", "blank_rate")),
+    )
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._row: dict[str, float] = {}
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, *unused: Any, **unused_by_name: Any) -> None:
+        """The run directory has its config.yaml."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Figures of the same step share a row; a validation and the next epoch's first step do not."""
+        row = {"step": -1 if step is None else step, **metrics}
+        if any(self._row.get(name) != row.get(name) for name in ("step", "epoch")):
+            self._write_row()
+        self._row |= row
+
+    def finalize(self, status: str) -> None:
+        self._write_row()
+
+    def _write_row(self) -> None:
+        if self._row:
+            is_new = not self.path.exists()
+            with open(self.path, "a", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, self.COLUMNS)
+                if is_new:
+                    writer.writeheader()
+                writer.writerow(self._row)
+        self._row = {}
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -120,7 +202,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.fsync(file.fileno())
             os.replace(partial, path)
         except (OSError, RuntimeError) as error:  # a full disk surfaces as either
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
             raise TrainingError(
                 f"cannot write the checkpoint {path} ({error}); the previous one is untouched"
             ) from error

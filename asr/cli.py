@@ -16,7 +16,9 @@ from typing import Any, TypeVar
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -53,6 +55,8 @@ def launch(
     def run(composed: DictConfig) -> None:
         if plain_arguments_as is not None:
             composed[plain_arguments_as] = list(composed[plain_arguments_as]) + plain
+        if HydraConfig.get().mode == RunMode.MULTIRUN:  # the command that repeats this job, not the sweep
+            sys.argv = [original[0], *HydraConfig.get().overrides.task]
         try:
             exit_codes.append(task(to_typed(composed)) or 0)
         except AsrError as error:  # here, because Hydra announces what leaves this function in its own words
@@ -60,6 +64,11 @@ def launch(
         except OmegaConfBaseException as error:  # a mandatory option is missing
             exit_codes.append(fail(one_line(error, schema)))
 
+    empty = next((argument for argument in arguments if names_no_choice(argument)), None)
+    if empty is not None:
+        return fail(
+            f"{empty}: a group cannot be empty; leave it out for the default, or see --help for the choices"
+        )
     original = sys.argv
     sys.argv = [original[0], *arguments]
     try:
@@ -80,11 +89,25 @@ def to_typed(composed: DictConfig) -> Any:
 
 def register_schemas(config_name: str, schema: type) -> None:
     """Make ``<config_name>_schema`` and each group's ``<kind>_schema`` known to Hydra."""
+    OmegaConf.register_new_resolver("job_suffix", job_suffix, replace=True)
     store = ConfigStore.instance()
     store.store(name=f"{config_name}_schema", node=schema)
     for group, kinds in KINDS.items():
         for kind, node in kinds.items():
             store.store(group=group, name=f"{kind}_schema", node=node)
+
+
+def job_suffix() -> str:
+    """``_3`` in the third job of a multirun, else nothing: jobs that start in one second keep apart."""
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        return f"_{HydraConfig.get().job.num}"
+    return ""
+
+
+def names_no_choice(argument: str) -> bool:
+    """Whether this is ``group=null`` or ``group=``, for which Hydra has no message."""
+    group, _, choice = argument.partition("=")
+    return choice in {"", "null"} and "=" in argument and group != "" and (Path(CONFIG_DIR) / group).is_dir()
 
 
 def split_plain_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -1,5 +1,6 @@
 """Manifests → loaders of training and dev batches, for Lightning."""
 
+import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from asr.sampler import BucketSampler, Pick, SequentialSampler
 class SpeechDataModule(pl.LightningDataModule):
     """Training batches in duration buckets, dev batches in order of length.
 
-    Its state is the number of batches done in the current epoch, so that a run interrupted in the
+    Its state is the epoch and the number of batches done in it, so that a run interrupted in the
     middle of an epoch goes on with the next batch.
     """
 
@@ -67,6 +68,7 @@ class SpeechDataModule(pl.LightningDataModule):
             batch_size=None,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=leave_signals_to_trainer,
             pin_memory=self.trainer is not None
             and self.trainer.accelerator.auto_device_count() > 0
             and self.trainer.strategy.root_device.type == "cuda",
@@ -74,8 +76,19 @@ class SpeechDataModule(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, int]:
         assert self.trainer is not None
+        epoch = self.train_sampler.epoch
         num_ready = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        return {"num_done": 0 if num_ready >= self.num_train_batches else num_ready}
+        if num_ready >= self.num_train_batches:
+            return {"epoch": epoch + 1, "num_done": 0}
+        return {"epoch": epoch, "num_done": num_ready}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        # Lightning makes the first iterator before it tells the sampler the epoch.
+        self.train_sampler.set_epoch(state_dict["epoch"])
         self.train_sampler.skip(state_dict["num_done"])
+
+
+def leave_signals_to_trainer(worker_id: int) -> None:
+    """Ctrl-C reaches every process of the terminal: loaders live on until the trainer has saved its state."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

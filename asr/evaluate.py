@@ -1,6 +1,5 @@
 """``python -m asr.evaluate``: the word error rate of a checkpoint, with every error."""
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +14,7 @@ from asr.config import EvaluateConfig
 from asr.device import choose_device
 from asr.errors import ConfigError, ManifestError
 from asr.evaluation import evaluate_utterances
-from asr.manifest import manifest_sha256, read_manifest
-from asr.provenance import describe_environment
+from asr.manifest import read_manifest
 from asr.recogniser import Recogniser
 from asr.records import Utterance
 from asr.report.json_report import EvaluationReport, write_report
@@ -35,7 +33,7 @@ def evaluate(config: EvaluateConfig) -> int:
     utterances = read_manifest(manifest)
     path = checkpoint.resolve(config.checkpoint)
     recogniser = checkpoint.load_recogniser(path, config.decoder, choose_device(config.device))
-    provenance = describe(config, path, manifest)
+    provenance = checkpoint.describe_evaluation(path, manifest, config.decoder)
     report = evaluate_with_progress(recogniser, utterances, config, provenance)
     output = Path(config.output) if config.output else default_output(config, path, manifest)
     write_report(report, output / "report.json")
@@ -86,19 +84,6 @@ def default_output(config: EvaluateConfig, path: Path, manifest: Path) -> Path:
     name = manifest.stem if config.manifest is not None else f"{config.data.name}-{config.split}"
     in_run = path.parent.name == checkpoint.CHECKPOINT_FOLDER
     return (path.parent.parent if in_run else path.parent) / "evaluation" / name
-
-
-def describe(config: EvaluateConfig, path: Path, manifest: Path) -> dict[str, Any]:
-    """Where the figures come from: checkpoint, manifest, decoder, training, environment."""
-    recipe = checkpoint.read(path)["recipe"]
-    return {
-        **describe_environment(),
-        "checkpoint": {"path": str(path), "sha256": manifest_sha256(path)},
-        "manifest": {"path": str(manifest), "sha256": manifest_sha256(manifest)},
-        "decoder": dataclasses.asdict(config.decoder),
-        "training": recipe["provenance"],
-        "training_config": recipe["config"],
-    }
 
 
 if __name__ == "__main__":

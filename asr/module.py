@@ -1,7 +1,8 @@
 """The training loop's view of a recogniser: loss, dev WER and what is logged, for Lightning."""
 
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
@@ -20,6 +21,9 @@ from asr.records import Batch, Emissions
 from asr.score import score, total
 
 logger = logging.getLogger(__name__)
+
+# Keeps the random stream of dropout and dither apart from those of augmentation, which have the same seeds.
+_STEP_STREAM = 3
 
 
 class StepResult(NamedTuple):
@@ -86,6 +90,9 @@ class CtcModule(pl.LightningModule):
         self.dev_samples: list[DevSample] = []
         self.num_frames_trained = 0
         self.unlearnable_ids: set[str] = set()
+        self._step_utterance_ids: list[str] = []  # of all batches that the next optimizer step learns from
+        self._loss_since_logged = PooledLoss()
+        self.loss_since_validation = PooledLoss()
         self._reset_dev_totals()
 
     # ------------------------------------------------------------------ steps
@@ -113,26 +120,58 @@ class CtcModule(pl.LightningModule):
         return StepResult(losses.sum() / num_labels.clamp(min=1), losses, num_labels, emissions)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor | None:
+        # Dropout and dither are functions of the batch, like all augmentation: a resumed run repeats
+        # what the interrupted one would have drawn, and no random state needs to be saved.
+        torch.manual_seed(int(batch.seeds[0]) + _STEP_STREAM)
+        statistics = [buffer.clone() for buffer in self._running_statistics()]
         result = self.shared_step(batch)
-        if not torch.isfinite(result.loss):
-            self._non_finite(batch, result.losses)
+        figures = torch.stack(
+            [result.losses.detach().sum(), result.num_labels, result.emissions.log_prob_lengths.sum()]
+        ).tolist()  # one transfer from the device
+        if not math.isfinite(figures[0]):
+            self._spoiled("loss", _named(batch, ~result.losses.isfinite()))
+            for buffer, before in zip(self._running_statistics(), statistics, strict=True):
+                buffer.copy_(before)
             return None
-        self.num_frames_trained += int(result.emissions.log_prob_lengths.sum())
-        if self.global_step % self.log_every_steps == 0:
-            self.log("train/loss", result.loss, prog_bar=True)
-            self.log(
-                "train/blank_rate", self._num_blanks(result.emissions) / self._num_frames(result.emissions)
-            )
-            self.log("train/learning_rate", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+        self._step_utterance_ids += batch.utterance_ids
+        for pooled in (self._loss_since_logged, self.loss_since_validation):
+            pooled.add(figures[0], figures[1])
+        self.num_frames_trained += int(figures[2])
+        if self._logs_this_step:
+            self._blank_rate = float(self._num_blanks(result.emissions)) / max(figures[2], 1)
         return result.loss
 
-    def _non_finite(self, batch: Batch, losses: Tensor) -> None:
-        named = [
-            utterance_id
-            for utterance_id, finite in zip(batch.utterance_ids, losses.isfinite().tolist(), strict=True)
-            if not finite
-        ]
-        message = f"loss is not finite at step {self.global_step} for: {', '.join(named)}"
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm of all gradients, log the step; gradients that are not finite change no weight."""
+        utterance_ids, self._step_utterance_ids = self._step_utterance_ids, []
+        parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
+        if not parameters:  # every batch of this step was skipped
+            return
+        max_norm = math.inf if gradient_clip_val is None else gradient_clip_val
+        norm = float(nn.utils.clip_grad_norm_(parameters, max_norm))
+        if not math.isfinite(norm):
+            self._spoiled("gradient", utterance_ids)
+            optimizer.zero_grad(set_to_none=True)
+            return
+        if self._logs_this_step:
+            loss = self._loss_since_logged.take()
+            self.log("train/loss", loss, prog_bar=True, logger=False)
+            self._log_figures(
+                {
+                    "train/loss": loss,
+                    "train/gradient_norm": norm,
+                    "train/learning_rate": optimizer.param_groups[0]["lr"],
+                    "train/blank_rate": self._blank_rate,
+                }
+            )
+
+    def _spoiled(self, what: str, utterance_ids: list[str]) -> None:
+        message = f"{what} is not finite at step {self.global_step} for: {', '.join(utterance_ids)}"
         if not self.skip_non_finite:
             raise TrainingError(
                 f"{message}. Listen to them and check their text; if they are fine, lower "
@@ -141,10 +180,21 @@ class CtcModule(pl.LightningModule):
             )
         logger.warning("%s: step skipped", message)
 
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        if self.global_step % self.log_every_steps == 0:
-            norms = [p.grad.norm() for p in self.parameters() if p.grad is not None]
-            self.log("train/gradient_norm", torch.stack(norms).norm())
+    def _running_statistics(self) -> list[Tensor]:
+        """Batch norm's averages, which a forward pass changes; only kept where a step may be skipped."""
+        if not self.skip_non_finite:
+            return []
+        norms = [module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        return [buffer for norm in norms for buffer in norm.buffers()]
+
+    @property
+    def _logs_this_step(self) -> bool:
+        return self.global_step % self.log_every_steps == 0
+
+    def _log_figures(self, figures: Mapping[str, float]) -> None:
+        """To every logger, at once: Lightning's own way is slower and shows the figures of an earlier step."""
+        for own_logger in self.loggers:
+            own_logger.log_metrics({"epoch": self.current_epoch, **figures}, step=self.global_step)
 
     # ------------------------------------------------------------------ validation
 
@@ -152,7 +202,9 @@ class CtcModule(pl.LightningModule):
         self._reset_dev_totals()
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        result = self.shared_step(batch)
+        # Full precision, whatever training uses: the same text as evaluation and transcription give.
+        with torch.autocast(self.device.type, enabled=False):
+            result = self.shared_step(batch)
         hypotheses = self.decoder.decode(result.emissions)
         texts = [self.normalise(hypothesis.text) for hypothesis in hypotheses]
         scores = score(batch.texts, texts)
@@ -167,10 +219,15 @@ class CtcModule(pl.LightningModule):
         ]
 
     def on_validation_epoch_end(self) -> None:
-        self.log("dev/wer", self._dev_words.rate, prog_bar=True)
-        self.log("dev/cer", self._dev_characters.rate)
-        self.log("dev/loss", self._dev_loss / max(self._dev_labels, 1))
-        self.log("dev/blank_rate", self._dev_blanks / max(self._dev_frames, 1))
+        figures = {
+            "dev/wer": self._dev_words.rate,
+            "dev/cer": self._dev_characters.rate,
+            "dev/loss": self._dev_loss / max(self._dev_labels, 1),
+            "dev/blank_rate": self._dev_blanks / max(self._dev_frames, 1),
+        }
+        for name, value in figures.items():
+            self.log(name, value, prog_bar=name == "dev/wer", logger=False)
+        self._log_figures(figures)
 
     def _reset_dev_totals(self) -> None:
         self.dev_samples = []
@@ -197,3 +254,23 @@ class CtcModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["recipe"] = self.recipe
+
+
+class PooledLoss:
+    """Mean loss per label over all batches since it was last taken."""
+
+    def __init__(self) -> None:
+        self._loss = self._num_labels = 0.0
+
+    def add(self, loss: float, num_labels: float) -> None:
+        self._loss += loss
+        self._num_labels += num_labels
+
+    def take(self) -> float:
+        mean = self._loss / max(self._num_labels, 1)
+        self._loss = self._num_labels = 0.0
+        return mean
+
+
+def _named(batch: Batch, chosen: Tensor) -> list[str]:
+    return [name for name, is_one in zip(batch.utterance_ids, chosen.tolist(), strict=True) if is_one]

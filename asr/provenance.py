@@ -39,9 +39,13 @@ def describe_environment() -> dict[str, Any]:
 
 
 def git_revision() -> str:
-    """Commit of the checkout that this package runs from, ``+changes`` if edited; empty when installed."""
-    folder = Path(__file__).parent
+    """Commit of the checkout that this package runs from, ``+changes`` if edited; empty when installed.
+
+    Empty also when the package lies in a repository of something else, as in a project's virtual environment.
+    """
+    folder = Path(__file__).resolve().parent
     try:
+        _git(folder, "ls-files", "--error-unmatch", Path(__file__).name)
         commit = _git(folder, "rev-parse", "HEAD")
         return commit + ("+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):

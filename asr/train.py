@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,11 +16,11 @@ import lightning.pytorch as pl
 import torch
 import yaml
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, Timer, TQDMProgressBar
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from rich.console import Console
 
 from asr import build, checkpoint, optim
-from asr.callbacks import AtomicCheckpointIO, EpochLine, Interrupted, SaveOnInterrupt
+from asr.callbacks import AtomicCheckpointIO, EpochLine, Interrupted, MetricsFile, SaveOnInterrupt
 from asr.cli import launch, setup_logging
 from asr.config import TrainConfig
 from asr.datamodule import SpeechDataModule
@@ -63,6 +64,8 @@ class Corpus:
 
 def train(config: TrainConfig) -> int:
     """Train as configured; returns the exit code."""
+    check_accelerator(config)
+    utterances = {split: read_split(config, split) for split in ("train", "dev")}
     resume_from = find_resume(config)
     run_dir = resume_from.parent.parent if resume_from else make_run_dir(Path(config.run_dir))
     setup_logging(run_dir / "train.log")
@@ -73,15 +76,17 @@ def train(config: TrainConfig) -> int:
     pl.seed_everything(config.seed, workers=True, verbose=False)
 
     normalise = build.make_normalise(config.text)
-    readable = [select_readable(read_split(config, split), normalise) for split in ("train", "dev")]
-    texts = [example.text for example in readable[0].examples]
+    readable = {split: select_readable(utterances[split], normalise) for split in utterances}
+    for split, selection in readable.items():
+        check_not_empty(config, split, selection)
+    texts = [example.text for example in readable["train"].examples]
     tokenizer = (
         tokenizer_from_state(checkpoint.read(resume_from)["recipe"]["tokenizer"])
         if resume_from
         else build.make_tokenizer(config.tokenizer, texts)
     )
     acoustic_model = build.make_acoustic_model(config.features, config.model, tokenizer.vocab_size)
-    corpus = select_corpus(config, readable[0], readable[1], tokenizer, acoustic_model)
+    corpus = select_corpus(config, readable["train"], readable["dev"], tokenizer, acoustic_model)
     report_corpus(corpus, run_dir)
     datamodule, module = make_modules(config, corpus, tokenizer, acoustic_model)
     write_run_files(config, run_dir, module.recipe)
@@ -91,9 +96,12 @@ def train(config: TrainConfig) -> int:
     except Interrupted:
         logger.info("interrupted; go on with: %s", resume_command(run_dir))
         return 130
-    except KeyboardInterrupt:
+    except SystemExit:  # what Lightning makes of a KeyboardInterrupt
         logger.info("stopped; go on from the last finished epoch with: %s", resume_command(run_dir))
         return 130
+    last = run_dir / checkpoint.CHECKPOINT_FOLDER / checkpoint.LAST
+    if not last.exists():  # stopped before the first validation
+        trainer.save_checkpoint(last)
     return finish(config, run_dir)
 
 
@@ -135,13 +143,22 @@ def select_corpus(
         for line in report_unknown_characters(tokenizer, utterances).lines():
             logger.warning("%s: character unknown to the tokenizer: %s", name, line)
     for name, selection in (("train", train_set), ("dev", dev_set)):
-        if not selection.examples:
-            reasons = sorted({exclusion.reason for exclusion in selection.exclusions})[:3]
-            raise TrainingError(
-                f"no usable utterance in data.{name}={getattr(config.data, name)}; "
-                f"left out because: {'; '.join(reasons)}"
-            )
+        check_not_empty(config, name, selection)
     return Corpus(train_set, dev_set)
+
+
+def check_not_empty(config: TrainConfig, split: str, selection: Selection) -> None:
+    """Stop with the reasons when no utterance can be used.
+
+    Raises:
+        TrainingError: nothing is left.
+    """
+    if not selection.examples:
+        reasons = sorted({exclusion.reason for exclusion in selection.exclusions})[:3]
+        raise TrainingError(
+            f"no usable utterance in data.{split}={getattr(config.data, split)}; "
+            f"left out because: {'; '.join(reasons)}"
+        )
 
 
 def unlearnable(
@@ -216,10 +233,7 @@ def make_modules(
     num_steps = steps_per_epoch * config.trainer.max_epochs
     provenance = {
         **describe_environment(),
-        "manifests": {
-            split: {"path": path, "sha256": manifest_sha256(path)}
-            for split, path in (("train", config.data.train), ("dev", config.data.dev))
-        },
+        "manifests": describe_manifests(config),
     }
     module = CtcModule(
         acoustic_model=acoustic_model,
@@ -245,18 +259,33 @@ def make_modules(
     return datamodule, module
 
 
+def describe_manifests(config: TrainConfig) -> dict[str, dict[str, str]]:
+    return {
+        split: {"path": path, "sha256": manifest_sha256(path)}
+        for split, path in (("train", config.data.train), ("dev", config.data.dev))
+    }
+
+
+def check_accelerator(config: TrainConfig) -> None:
+    """Say at once that there is no GPU, before any file is read.
+
+    Raises:
+        ConfigError: a GPU is asked for and none is usable.
+    """
+    if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
+        raise ConfigError("trainer.accelerator=gpu but no GPU is usable here; use auto or cpu")
+
+
 def make_trainer(config: TrainConfig, run_dir: Path) -> pl.Trainer:
     """Lightning's trainer with this program's callbacks, loggers and atomic checkpoints."""
     options = config.trainer
     has_gpu = torch.cuda.is_available() and options.accelerator != "cpu"
-    if options.accelerator == "gpu" and not has_gpu:
-        raise ConfigError("trainer.accelerator=gpu but no GPU is usable here; use auto or cpu")
     use_bf16 = options.precision == "bf16" or (
         options.precision == "auto" and has_gpu and torch.cuda.is_bf16_supported()
     )
     return pl.Trainer(
         accelerator="gpu" if has_gpu else "cpu",
-        devices=options.devices,
+        devices=1,
         precision="bf16-mixed" if use_bf16 else "32-true",
         max_epochs=options.max_epochs,
         gradient_clip_val=options.gradient_clip_norm,
@@ -294,7 +323,7 @@ def make_callbacks(config: TrainConfig, run_dir: Path) -> list[Callback]:
     if options.progress_bar and sys.stderr.isatty():
         callbacks.append(TQDMProgressBar(refresh_rate=5))
     if options.max_minutes is not None:
-        callbacks.append(Timer(timedelta(minutes=options.max_minutes), interval="epoch", verbose=False))
+        callbacks.append(Timer(timedelta(minutes=options.max_minutes), interval="step", verbose=False))
     if options.early_stopping_epochs is not None:
         patience = -(-options.early_stopping_epochs // options.validate_every_epochs)
         callbacks.append(EarlyStopping("dev/wer", mode="min", patience=patience))
@@ -306,7 +335,7 @@ def make_loggers(config: TrainConfig, run_dir: Path) -> list[Logger]:
     if config.logger.tensorboard:
         loggers.append(TensorBoardLogger(run_dir, name="", version="tensorboard"))
     if config.logger.csv:
-        loggers.append(CSVLogger(run_dir, name="", version="csv"))
+        loggers.append(MetricsFile(run_dir / "metrics.csv"))
     return loggers
 
 
@@ -348,7 +377,8 @@ def find_resume(config: TrainConfig) -> Path | None:
 
     Raises:
         CheckpointError: there is none, or it is damaged.
-        ConfigError: its configuration differs in more than how long and where to train.
+        ConfigError: its configuration differs in more than how long and where to train, or its
+            manifests have changed.
     """
     wanted = config.resume
     if wanted.lower() in {"false", "", "none"}:
@@ -366,8 +396,14 @@ def find_resume(config: TrainConfig) -> Path | None:
         path = given if given.is_file() else given / checkpoint.CHECKPOINT_FOLDER / checkpoint.LAST
         if not path.is_file():
             raise CheckpointError(f"resume={wanted}: {path} does not exist")
+        if path.absolute().parent.name != checkpoint.CHECKPOINT_FOLDER:
+            raise CheckpointError(
+                f"resume={wanted}: {path} is not in a run directory (…/{checkpoint.CHECKPOINT_FOLDER}/{path.name})"
+            )
     path = path.absolute()
-    check_same_recipe(checkpoint.read(path)["recipe"]["config"], dataclasses.asdict(config), path)
+    recipe = checkpoint.read(path)["recipe"]
+    check_same_recipe(recipe["config"], dataclasses.asdict(config), path)
+    check_same_manifests(recipe["provenance"]["manifests"], describe_manifests(config), path)
     return path
 
 
@@ -386,6 +422,17 @@ def check_same_recipe(before: dict[str, Any], now: dict[str, Any], path: Path) -
         raise ConfigError(f"cannot go on from {path} with other options ({'; '.join(changed)})")
 
 
+def check_same_manifests(
+    before: dict[str, dict[str, str]], now: dict[str, dict[str, str]], path: Path
+) -> None:
+    """Batches are planned from the manifests: with others the plan would be neither old nor new."""
+    changed = [now[split]["path"] for split in now if before[split]["sha256"] != now[split]["sha256"]]
+    if changed:
+        raise ConfigError(
+            f"cannot go on from {path}: changed since then: {', '.join(changed)}; start a new run instead"
+        )
+
+
 def flatten(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested options as ``{"group.option": value}``."""
     flat: dict[str, Any] = {}
@@ -396,8 +443,8 @@ def flatten(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def resume_command(run_dir: Path) -> str:
     """The running command, going on with this run."""
-    kept = [part for part in command_line().split(" ") if not part.startswith(("resume=", "run_dir="))]
-    return " ".join([*kept, f"resume={run_dir}"])
+    kept = [part for part in shlex.split(command_line()) if not part.startswith(("resume=", "run_dir="))]
+    return shlex.join([*kept, f"resume={run_dir}"])
 
 
 def write_run_files(config: TrainConfig, run_dir: Path, recipe: dict[str, Any]) -> None:
@@ -412,7 +459,7 @@ def write_run_files(config: TrainConfig, run_dir: Path, recipe: dict[str, Any]) 
 def finish(config: TrainConfig, run_dir: Path) -> int:
     """Evaluate the best checkpoint on dev, print the table, say where everything is and how to repeat it.
 
-    The evaluation runs through the same code as ``asr.evaluate``.
+    The evaluation runs through the same code as ``asr.evaluate``, which gives the same report.
     """
     path = checkpoint.resolve(run_dir)
     device = torch.device(
@@ -424,7 +471,7 @@ def finish(config: TrainConfig, run_dir: Path) -> int:
         read_split(config, "dev"),
         max_batch_utterances=config.data.max_batch_utterances,
         max_batch_seconds=config.data.max_batch_seconds,
-        provenance=checkpoint.read(path)["recipe"]["provenance"],
+        provenance=checkpoint.describe_evaluation(path, Path(config.data.dev), config.decoder),
     )
     write_report(report, run_dir / "report.json")
     console = Console()
