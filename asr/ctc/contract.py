@@ -172,25 +172,24 @@ def inspect_integers(problem: CTCProblem) -> Tensor:
     return torch.stack((frames, labels, needed, position, wrong_label, broken.long()), dim=1)
 
 
-def inspect_rows(problem: CTCProblem, rules: Rules) -> Tensor:
+def inspect_rows(problem: CTCProblem, rules: Rules, row_log_totals: Tensor | None = None) -> Tensor:
     """Facts about rows, ``(batch, 3)`` float64: first bad frame (-1: none), its total, its smallest score.
 
     A row is bad when it holds nan or +inf or, unless ``inputs="logits"``, when its probabilities do not
-    add up to one. Padded frames are never looked at.
+    add up to one. Padded frames are never looked at. ``row_log_totals`` ``(batch, frames)`` is the
+    logarithm of each row's sum of exponentials, if a backend knows it already.
     """
     scores, inputs = problem.scores.detach(), rules.inputs
-    if inputs == "log_probs":
-        total = scores.logsumexp(-1).exp()
-    elif inputs == "probs":
+    if inputs == "probs":
         total = scores.sum(-1)
     else:
-        total = scores.logsumexp(-1)
-    if inputs == "logits":
-        bad = ~total.isfinite()
-    else:
-        bad = ~((total - 1).abs() <= rules.row_tolerance)
-        if inputs == "probs":
-            bad |= scores.amin(-1) < 0
+        if row_log_totals is None:
+            # One utterance at a time: the function makes a copy of what it is given.
+            row_log_totals = torch.stack([utterance.logsumexp(-1) for utterance in scores])
+        total = row_log_totals if inputs == "logits" else row_log_totals.exp()
+    bad = ~total.isfinite() if inputs == "logits" else ~((total - 1).abs() <= rules.row_tolerance)
+    if inputs == "probs":
+        bad |= scores.amin(-1) < 0
     frame = torch.arange(scores.shape[1], device=scores.device)
     bad &= frame < problem.input_lengths.to(scores.device)[:, None]
     is_bad, first = bad.max(1)

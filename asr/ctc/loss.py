@@ -176,12 +176,12 @@ def ctc_loss_result(
     """As :func:`ctc_loss`, with the per-utterance losses and the backend's name beside the loss."""
     problem = prepare(x, targets, input_lengths, target_lengths, blank=blank, layout=layout)
     rules = Rules.of(problem, inputs, x.dtype, zero_infinity)
-    _check_integers(problem, rules, check)
+    integers = _check_integers(problem, rules, check)
     chosen = _choose(backend, problem)
-    expected = _expected_gradient(problem, reduction)
-    losses, bad_frames = _run(chosen, problem, rules, check, expected)
+    found = _run(chosen, problem, rules, check, _expected_gradient(problem, reduction))
+    losses = found.losses
     if check:
-        _check_rows(problem, rules, losses.detach(), bad_frames)
+        _check_rows(problem, rules, integers, found)
     loss = _reduce(losses, problem.target_lengths, reduction, zero_infinity)
     if x.dim() == 2 and reduction == "none":
         loss = loss.squeeze(0)
@@ -196,25 +196,35 @@ def _check_options(**options: str) -> None:
             raise ConfigError(f"CTCLoss: {name}={value!r} is not one of {', '.join(map(repr, choices))}")
 
 
-def _check_integers(problem: CTCProblem, rules: Rules, check: bool) -> None:
-    """Lengths and labels; on a GPU together with the rows, and without waiting for it."""
-    if problem.scores.is_cuda:
-        if check:
-            _deferred_checks.poll()
-            _deferred_checks.submit(inspect_integers(problem), inspect_rows(problem, rules), rules)
-        return
+class _Found(NamedTuple):
+    """Losses ``(batch,)`` and what a backend learned about rows on the way; see the backends' results."""
+
+    losses: Tensor
+    bad_frames: Tensor | None = None
+    row_log_totals: Tensor | None = None
+
+
+def _check_integers(problem: CTCProblem, rules: Rules, check: bool) -> Tensor:
+    """Lengths and labels. On a GPU they are only gathered, and what earlier calls gathered is judged."""
+    if problem.scores.is_cuda and check:
+        _deferred_checks.poll()
     facts = inspect_integers(problem)
-    raise_on_integers(facts, rules, only_memory=not check)
-    if check and bool((facts[:, 0] < facts[:, 2]).any()):
-        _log.warning("zero_infinity counts these as zero: %s", describe_impossible(facts))
+    if not problem.scores.is_cuda:
+        raise_on_integers(facts, rules, only_memory=not check)
+        if check and bool((facts[:, 0] < facts[:, 2]).any()):
+            _log.warning("zero_infinity counts these as zero: %s", describe_impossible(facts))
+    return facts
 
 
-def _check_rows(problem: CTCProblem, rules: Rules, losses: Tensor, bad_frames: Tensor | None) -> None:
+def _check_rows(problem: CTCProblem, rules: Rules, integers: Tensor, found: _Found) -> None:
     """Look for a bad row where the backend saw one, a loss shows one, or nobody has looked yet."""
     if problem.scores.is_cuda:
+        _deferred_checks.submit(integers, inspect_rows(problem, rules, found.row_log_totals), rules)
         return
-    was_checked = bad_frames is not None or rules.inputs == "logits"
-    is_suspicious = losses.isnan().any() or (bad_frames is not None and (bad_frames >= 0).any())
+    was_checked = found.bad_frames is not None or rules.inputs == "logits"
+    is_suspicious = found.losses.isnan().any() or (
+        found.bad_frames is not None and (found.bad_frames >= 0).any()
+    )
     if is_suspicious or not was_checked:
         raise_on_rows(inspect_rows(problem, rules), rules)
 
@@ -223,7 +233,7 @@ def _choose(backend: Backend, problem: CTCProblem) -> str:
     """Name of the kernel to run; says once per outcome why."""
     if backend in ("native", "reference"):
         return backend
-    name, reason = _find_fused(problem.scores.device.type)
+    name, reason = _find_fused(problem.scores.device.type, problem.scores.dtype)
     if backend == "auto":
         _announce(name or "native", reason)
         return name or "native"
@@ -235,20 +245,20 @@ def _choose(backend: Backend, problem: CTCProblem) -> str:
 
 
 @functools.cache
-def _find_fused(device: str) -> tuple[str | None, str]:
-    """The fused backend of a device type, or None with the reason."""
+def _find_fused(device: str, dtype: torch.dtype) -> tuple[str | None, str]:
+    """The fused backend for a kind of tensor, or None with the reason."""
     try:
         if device == "cpu":
             import asr.ctc.fused_cpu
 
             return "fused-cpu", "compiled for the CPU with numba"
-        if device == "cuda":
+        if device == "cuda" and dtype == torch.float32:
             import asr.ctc.fused_gpu  # noqa: F401
 
             return "fused-gpu", "compiled for the GPU with Triton"
     except ImportError as error:
-        return None, f"its compiler is missing ({error})"
-    return None, f"there is no fused kernel for {device} devices"
+        return None, f"its compiler cannot be loaded ({error})"
+    return None, f"there is no fused kernel for {dtype} on {device} devices"
 
 
 @functools.cache
@@ -256,10 +266,7 @@ def _announce(name: str, reason: str) -> None:
     _log.info("CTC loss backend: %s (%s)", name, reason)
 
 
-def _run(
-    name: str, problem: CTCProblem, rules: Rules, check: bool, expected: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """Losses and, from a backend that looks at every row anyway, the first bad frames."""
+def _run(name: str, problem: CTCProblem, rules: Rules, check: bool, expected: Tensor | None) -> _Found:
     is_normalised = rules.inputs != "logits"
     if rules.inputs == "probs":
         problem = problem._replace(scores=_log_of_probs(problem.scores))
@@ -267,22 +274,23 @@ def _run(
         from asr.ctc import fused_cpu
 
         tolerance = rules.row_tolerance if check and is_normalised else None
-        solution = fused_cpu.per_utterance(problem, is_normalised, tolerance, expected)
-        return solution.losses, solution.bad_frames
+        on_cpu = fused_cpu.per_utterance(problem, is_normalised, tolerance, expected)
+        return _Found(on_cpu.losses, bad_frames=on_cpu.bad_frames)
     if name == "fused-gpu":
         from asr.ctc import fused_gpu
 
-        return fused_gpu.per_utterance(problem, is_normalised), None
+        on_gpu = fused_gpu.per_utterance(problem, is_normalised, check)
+        return _Found(on_gpu.losses, row_log_totals=on_gpu.row_log_totals)
     if name == "native":
-        return native.per_utterance(problem, is_normalised), None
+        return _Found(native.per_utterance(problem, is_normalised))
     if is_normalised:
         problem = problem._replace(scores=cast(Tensor, reference.AssumeLogSoftmax.apply(problem.scores)))
-    return reference.per_utterance(problem, is_normalised), None
+    return _Found(reference.per_utterance(problem, is_normalised))
 
 
 def _expected_gradient(problem: CTCProblem, reduction: Reduction) -> Tensor | None:
     """What backward will hand to the per-utterance losses when nothing follows the reduction."""
-    if reduction != "mean":
+    if reduction != "mean" or problem.scores.is_cuda:
         return None
     share = torch.ones((), dtype=problem.scores.dtype) / len(problem.target_lengths)
     return share / problem.target_lengths.clamp_min(1).to(problem.scores)
