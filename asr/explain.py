@@ -24,6 +24,15 @@ from asr.ctc.diagnosis import Diagnosis, diagnose
 from asr.ctc.paths import BestLabelling, ScoredPath, best_labelling, best_paths, collapse, count_paths
 from asr.ctc.tables import EmissionTable, read_table
 from asr.errors import AudioError, ConfigError, TextError
+from asr.report.ctc_text import (
+    diagnosis_as_plain,
+    findings_table,
+    format_probability,
+    path_as_plain,
+    paths_table,
+    word_as_plain,
+    words_table,
+)
 
 MAX_TRELLIS_CELLS = 20_000_000
 # Prefixes are searched for a second or two: their cost grows with the table's cells, above a floor.
@@ -160,8 +169,6 @@ def spell(token_ids: Sequence[int], symbols: Sequence[str]) -> str:
 
 
 def _explain_table(config: ExplainConfig, console: Console) -> None:
-    from asr.report.ctc_text import diagnosis_as_plain, findings_table, path_as_plain
-
     assert config.probs is not None
     table = read_table(config.probs, config.inputs)  # type: ignore[arg-type]
     found = analyse_table(
@@ -191,8 +198,6 @@ def _explain_table(config: ExplainConfig, console: Console) -> None:
 
 
 def _print_table(found: TableExplanation, console: Console) -> None:
-    from asr.report.ctc_text import format_probability, paths_table
-
     diagnosis = found.diagnosis
     if diagnosis.occupancy is not None:
         total_log_prob = diagnosis.occupancy.log_prob
@@ -253,7 +258,6 @@ def _explain_recording(config: ExplainConfig, console: Console) -> None:
     from asr.audio import load_audio
     from asr.checkpoint import load_recogniser
     from asr.report.ctc_plots import save_figure, utterance_figure
-    from asr.report.ctc_text import diagnosis_as_plain, findings_table, word_as_plain, words_table
 
     assert config.checkpoint is not None
     assert config.audio is not None
