@@ -478,6 +478,7 @@ class TranscribeConfig:
     decoder: DecoderConfig = REQUIRED
     format: str = "text"
     output: str | None = None
+    existing: str = "refuse"
     device: str = "auto"
     max_batch_seconds: float = 240.0
     window_seconds: float = 30.0
@@ -485,14 +486,21 @@ class TranscribeConfig:
 
     def __post_init__(self) -> None:
         check_choice("format", self.format, ["text", "json"])
+        check_choice("existing", self.existing, ["refuse", "skip", "overwrite"])
         check_choice("device", self.device, ["auto", "cpu", "gpu"])
-        check_range("window_seconds", self.window_seconds, above=0)
-        check_range("max_batch_seconds", self.max_batch_seconds, at_least=self.window_seconds)
-        if not 0 <= self.overlap_seconds <= self.window_seconds / 2:
+        check_range("window_seconds", self.window_seconds, at_least=1)
+        if self.max_batch_seconds < self.window_seconds:
             raise ConfigError(
-                f"overlap_seconds={self.overlap_seconds:g} must be between 0 and half of "
+                f"max_batch_seconds={self.max_batch_seconds:g} must be at least "
+                f"window_seconds={self.window_seconds:g}: a window would fit no batch"
+            )
+        if not 0 < self.overlap_seconds <= self.window_seconds / 2:
+            raise ConfigError(
+                f"overlap_seconds={self.overlap_seconds:g} must be above 0 and at most half of "
                 f"window_seconds={self.window_seconds:g}"
             )
+        if self.output is None and self.existing != "refuse":
+            raise ConfigError(f"existing={self.existing} needs output=: on standard output nothing exists yet")
 
 
 @dataclass

@@ -1,0 +1,209 @@
+"""Transcripts of audio files: what they hold, how each format looks, where each file goes."""
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from asr.errors import AsrError
+from asr.records import Hypothesis, Word
+
+
+class TranscriptError(AsrError):
+    """A transcript that cannot be written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """What was said in one audio file, and what said so (``checkpoint``, ``decoder``'s options)."""
+
+    path: str
+    duration_seconds: float
+    text: str
+    words: tuple[Word, ...]
+    score: float
+    checkpoint: str
+    decoder: Mapping[str, Any]
+
+
+def make_transcript(
+    path: str, duration_seconds: float, hypothesis: Hypothesis, checkpoint: str, decoder: Mapping[str, Any]
+) -> Transcript:
+    """A hypothesis with its origin; the last emission frame may reach past the end, its word may not."""
+    words = tuple(
+        Word(
+            word.text,
+            min(word.start_seconds, duration_seconds),
+            min(word.end_seconds, duration_seconds),
+            word.confidence,
+        )
+        for word in hypothesis.words
+    )
+    return Transcript(
+        path=printable(path),
+        duration_seconds=duration_seconds,
+        text=hypothesis.text,
+        words=words,
+        score=hypothesis.score,
+        checkpoint=printable(checkpoint),
+        decoder=decoder,
+    )
+
+
+def printable(path: str) -> str:
+    """A path as valid Unicode (Linux allows any bytes in file names)."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
+# --------------------------------------------------------------------------- formats
+
+
+class Format(NamedTuple):
+    """``suffix`` of its files, and ``render``: a transcript as the content of one."""
+
+    suffix: str
+    render: Callable[[Transcript], str]
+
+
+def as_text(transcript: Transcript) -> str:
+    """The bare text."""
+    return transcript.text + "\n"
+
+
+def as_json(transcript: Transcript) -> str:
+    """All that is known, indented."""
+    return json.dumps(_plain(transcript), ensure_ascii=False, indent=1) + "\n"
+
+
+def as_text_line(transcript: Transcript) -> str:
+    """``path<TAB>text``; a tab, line break or other control character of the path is escaped as in Python."""
+    path = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in transcript.path)
+    return f"{path}\t{transcript.text}\n"
+
+
+def as_json_line(transcript: Transcript) -> str:
+    """All that is known, on one line."""
+    return json.dumps(_plain(transcript), ensure_ascii=False) + "\n"
+
+
+FORMATS: Mapping[str, Format] = {"text": Format(".txt", as_text), "json": Format(".json", as_json)}
+"""What one file per input can look like."""
+
+LINE_FORMATS: Mapping[str, Callable[[Transcript], str]] = {"text": as_text_line, "json": as_json_line}
+"""What one line per input can look like, on standard output."""
+
+
+def _plain(transcript: Transcript) -> dict[str, Any]:
+    words = [
+        {
+            "text": word.text,
+            "start_seconds": round(word.start_seconds, 3),
+            "end_seconds": round(word.end_seconds, 3),
+            "confidence": round(word.confidence, 4),
+        }
+        for word in transcript.words
+    ]
+    return {
+        "path": transcript.path,
+        "duration_seconds": round(transcript.duration_seconds, 3),
+        "text": transcript.text,
+        "words": words,
+        "score": round(transcript.score, 4) if math.isfinite(transcript.score) else None,
+        "checkpoint": transcript.checkpoint,
+        "decoder": dict(transcript.decoder),
+    }
+
+
+# --------------------------------------------------------------------------- files
+
+
+class Source(NamedTuple):
+    """An audio file (``path``, absolute) and its place below the folder that was asked for (``relative``)."""
+
+    path: Path
+    relative: Path
+
+
+def beside(sources: Sequence[Source], suffix: str) -> list[Path]:
+    """A file next to each source, named after it; each of its own (see :func:`inside`)."""
+    choices = [[path.with_suffix(suffix), _appended(path, suffix)] for path, _ in sources]
+    return _distinct(choices, taken=[source.path for source in sources])
+
+
+def inside(folder: Path, sources: Sequence[Source], suffix: str) -> list[Path]:
+    """A file in ``folder`` for each source, at the same place as below the folder that was asked for.
+
+    ``a.wav`` gives ``a.txt``. Where two sources would give the same file, they keep what tells them
+    apart: their own suffix (``a.wav.txt``, ``a.flac.txt``), then the folders they come from
+    (``monday/a.wav.txt``). Files that differ in upper and lower case alone count as the same, as
+    they are in many file systems.
+    """
+    common = Path(os.path.commonpath([source.path.parent for source in sources])) if sources else Path()
+    return _distinct(
+        [
+            [
+                folder / relative.with_suffix(suffix),
+                folder / _appended(relative, suffix),
+                folder / _appended(path.relative_to(common), suffix),
+            ]
+            for path, relative in sources
+        ],
+        taken=[source.path for source in sources],
+    )
+
+
+def _appended(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def _distinct(choices: Sequence[Sequence[Path]], taken: Iterable[Path]) -> list[Path]:
+    """For each the first choice, or a later one where others have the same; numbered if all are taken."""
+    levels = [0] * len(choices)
+    for _ in range(max(map(len, choices), default=1) - 1):
+        names = [_key(options[level]) for options, level in zip(choices, levels, strict=True)]
+        num_users = Counter(names)
+        levels = [
+            min(level + (num_users[name] > 1), len(options) - 1)
+            for options, level, name in zip(choices, levels, names, strict=True)
+        ]
+    taken_keys = set(map(_key, taken))
+    paths = []
+    for options, level in zip(choices, levels, strict=True):
+        path = next(path for path in _numbered(options[level]) if _key(path) not in taken_keys)
+        taken_keys.add(_key(path))
+        paths.append(path)
+    return paths
+
+
+def _numbered(path: Path) -> Iterator[Path]:
+    yield path
+    for number in count(2):
+        yield path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+
+def _key(path: Path) -> str:
+    return str(path).casefold()
+
+
+def write_file(path: Path, content: str) -> None:
+    """Write in one step: a reader never sees half a file. Folders are made as needed.
+
+    Raises:
+        TranscriptError: it cannot be written.
+    """
+    # Not derived from the file's own name, which may be as long as a name can be.
+    temporary = path.with_name(f".{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(content, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise TranscriptError(f"{path}: cannot be written ({error.strerror})") from error
