@@ -90,6 +90,34 @@ class EpochLine(Callback):
         return samples[step // 2 :: step][: self.num_samples]
 
 
+class KeepBestAndLast(Callback):
+    """After each validation: ``last`` always, ``best`` when the dev WER is lower than ever before.
+
+    (Lightning's ``ModelCheckpoint`` writes its last checkpoint only together with a best one, and
+    forgets the best when the run directory has moved.)
+    """
+
+    def __init__(self, best: Path, last: Path) -> None:
+        self.best = best
+        self.last = last
+        self.best_wer = float("inf")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        wer = float(trainer.callback_metrics["dev/wer"])
+        if wer < self.best_wer:
+            self.best_wer = wer
+            trainer.save_checkpoint(self.best)
+        trainer.save_checkpoint(self.last)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_wer": self.best_wer}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_wer = state_dict["best_wer"]
+
+
 class SaveOnInterrupt(Callback):
     """Ctrl-C or SIGTERM: finish the step, save ``last.ckpt``, stop. A second Ctrl-C stops at once.
 
@@ -102,7 +130,8 @@ class SaveOnInterrupt(Callback):
         self._requested = False
         self._previous: dict[int, Any] = {}
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Not earlier: Lightning would take these handlers for the ones to restore at the end.
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._request)
 

@@ -38,7 +38,7 @@ class BucketSampler(Sampler[list[Pick]]):
     ) -> None:
         self.seed = seed
         self.epoch = 0
-        self.num_done = 0
+        self._num_done: dict[int, int] = {}  # by epoch
         order = np.argsort(np.asarray(durations), kind="stable")
         num_buckets = max(1, min(MAX_BUCKETS, len(order) // (MIN_BATCHES_PER_BUCKET * max_utterances)))
         self._buckets = np.array_split(order, num_buckets)
@@ -75,13 +75,14 @@ class BucketSampler(Sampler[list[Pick]]):
         self.epoch = epoch
 
     def skip(self, num_batches: int) -> None:
-        """Leave out the first batches of the next iteration: they were done before an interruption."""
-        self.num_done = num_batches
+        """Leave out the first batches of the epoch that is set: they were done before an interruption.
+
+        However often it is iterated over: a loader with processes asks for two iterators and uses one.
+        """
+        self._num_done = {self.epoch: num_batches}
 
     def __iter__(self) -> Iterator[list[Pick]]:
-        remaining = self.plan(self.epoch)[self.num_done :]
-        self.num_done = 0
-        return iter(remaining)
+        return iter(self.plan(self.epoch)[self._num_done.get(self.epoch, 0) :])
 
 
 class SequentialSampler(Sampler[list[Pick]]):

@@ -15,12 +15,19 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import yaml
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, Timer, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, Timer, TQDMProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from rich.console import Console
 
 from asr import build, checkpoint, optim
-from asr.callbacks import AtomicCheckpointIO, EpochLine, Interrupted, MetricsFile, SaveOnInterrupt
+from asr.callbacks import (
+    AtomicCheckpointIO,
+    EpochLine,
+    Interrupted,
+    KeepBestAndLast,
+    MetricsFile,
+    SaveOnInterrupt,
+)
 from asr.cli import launch, setup_logging
 from asr.config import TrainConfig
 from asr.datamodule import SpeechDataModule
@@ -300,6 +307,7 @@ def make_trainer(config: TrainConfig, run_dir: Path) -> pl.Trainer:
         logger=make_loggers(config, run_dir),
         plugins=[AtomicCheckpointIO()],
         default_root_dir=run_dir,
+        enable_checkpointing=False,  # KeepBestAndLast does it
     )
 
 
@@ -308,16 +316,6 @@ def make_callbacks(config: TrainConfig, run_dir: Path) -> list[Callback]:
     folder = run_dir / checkpoint.CHECKPOINT_FOLDER
     callbacks: list[Callback] = [
         EpochLine(options.num_dev_samples),
-        ModelCheckpoint(
-            dirpath=folder,
-            filename=Path(checkpoint.BEST).stem,
-            monitor="dev/wer",
-            mode="min",
-            save_top_k=1,
-            save_last=True,
-            enable_version_counter=False,
-            auto_insert_metric_name=False,
-        ),
         SaveOnInterrupt(folder / checkpoint.LAST),
     ]
     if options.progress_bar and sys.stderr.isatty():
@@ -326,8 +324,11 @@ def make_callbacks(config: TrainConfig, run_dir: Path) -> list[Callback]:
         callbacks.append(Timer(timedelta(minutes=options.max_minutes), interval="step", verbose=False))
     if options.early_stopping_epochs is not None:
         patience = -(-options.early_stopping_epochs // options.validate_every_epochs)
-        callbacks.append(EarlyStopping("dev/wer", mode="min", patience=patience))
-    return callbacks
+        callbacks.append(
+            EarlyStopping("dev/wer", mode="min", patience=patience, check_on_train_epoch_end=False)
+        )
+    # Last: what it saves holds the state that the others have after the validation.
+    return [*callbacks, KeepBestAndLast(folder / checkpoint.BEST, folder / checkpoint.LAST)]
 
 
 def make_loggers(config: TrainConfig, run_dir: Path) -> list[Logger]:

@@ -95,24 +95,11 @@ def compose_config(command: str, schema: type, overrides: Sequence[str]) -> Any:
 
 
 TINY_OPTIONS = [
-    "model=tiny",
-    "model.conv_channels=[4]",
-    "model.conv_kernels=[[5,5]]",
-    "model.conv_strides=[[2,2]]",
-    "model.rnn_size=16",
-    "model.rnn_layers=1",
-    "features.sample_rate=8000",
-    "features.num_mels=20",
-    "augment=none",
-    "data=custom",
-    "data.num_workers=0",
-    "data.max_batch_utterances=2",
-    "trainer.accelerator=cpu",
-    "trainer.num_threads=1",
-    "trainer.max_epochs=2",
-    "trainer.log_every_steps=1",
-    "trainer.progress_bar=false",
-    "logger.tensorboard=false",
+    *("model=tiny", "model.conv_channels=[4]", "model.conv_kernels=[[5,5]]", "model.conv_strides=[[2,2]]"),
+    *("model.rnn_size=16", "model.rnn_layers=1", "features.sample_rate=8000", "features.num_mels=20"),
+    *("augment=none", "data=custom", "data.num_workers=0", "data.max_batch_utterances=2"),
+    *("trainer.accelerator=cpu", "trainer.num_threads=1", "trainer.max_epochs=2"),
+    *("trainer.log_every_steps=1", "trainer.progress_bar=false", "logger.tensorboard=false"),
 ]
 
 
