@@ -4,6 +4,7 @@
 seconds, and what does not exist (a rate without reference words) is ``null``.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -235,7 +236,8 @@ def write_report(report: EvaluationReport, path: Path) -> None:
         temporary.write_text(_as_text(to_json(report)), encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise ReportError(f"{path}: cannot write the report ({error.strerror})") from error
 
 
