@@ -144,7 +144,8 @@ def one_line(error: Exception, schema: type) -> str:
     if "Config search path:" in lines:
         lines = [line for line in lines[: lines.index("Config search path:")] if not line.endswith("_schema")]
     lines = [line for line in lines if not line.startswith(("full_key", "reference_type", "object_type"))]
-    return "; ".join(lines)
+    message = "; ".join(lines)
+    return message if key in message else f"{key}: {message}"
 
 
 def unknown_option(name: str, schema: type) -> str:
