@@ -255,11 +255,11 @@ def raise_on_rows(facts: Tensor, rules: Rules, when: str = "") -> None:
             f"{where}: the {rules.inputs} are not finite (nan or inf). Look at the learning rate, at "
             "gradient clipping and at the features of this utterance"
         )
-    raise ContractError(_describe_row_sum(where, total, smallest, rules.inputs))
+    raise ContractError(_describe_row_sum(where, total, smallest, rules))
 
 
-def _describe_row_sum(where: str, total: float, smallest: float, inputs: Inputs) -> str:
-    if inputs == "probs":
+def _describe_row_sum(where: str, total: float, smallest: float, rules: Rules) -> str:
+    if rules.inputs == "probs":
         found = f"the row sum is {total:.6g} and the smallest entry {smallest:.4g}; "
         found += "probabilities are >= 0 and sum to 1"
         remedy = "apply softmax over the vocabulary axis, or say inputs='logits' or inputs='log_probs'"
@@ -268,8 +268,9 @@ def _describe_row_sum(where: str, total: float, smallest: float, inputs: Inputs)
         remedy = (
             "apply log_softmax over the vocabulary axis first, or say inputs='logits' to have it done here"
         )
-        if smallest >= 0:
-            remedy += ". No entry is negative: if these are probabilities, say inputs='probs'"
+        # Exponentials of probabilities add up to at most this.
+        if smallest >= 0 and total <= rules.vocab - 1 + math.e:
+            remedy += ". The entries look like probabilities: then say inputs='probs'"
     return (
         f"{where}: the input is not normalised: {found}. A CTC loss of unnormalised rows is meaningless "
         f"(it can rank good predictions behind bad ones); {remedy}"

@@ -1,7 +1,7 @@
 """The fused CPU backend: hands tensors to the compiled kernels, utterances spread over threads."""
 
 import os
-import sys
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -119,23 +119,30 @@ def _solve(
     return torch.from_numpy(losses).to(scores.dtype), torch.from_numpy(bad_frames), shaped
 
 
-_spare: dict[torch.dtype, np.ndarray] = {}
-_SPARE_MIN_BYTES = 2**20
+class _Block(NamedTuple):
+    """Memory, and the part of it that was lent to a tensor, which lives as long as the tensor does."""
+
+    memory: np.ndarray
+    lent: weakref.ref[np.ndarray]
+
+
+_spare_blocks: dict[torch.dtype, _Block] = {}
+_SPARE_MIN_BYTES = 2**16
 
 
 def _borrow(size: int, dtype: torch.dtype) -> np.ndarray:
-    """Memory for a gradient, the previous one's if nobody holds it any more.
+    """Memory for a gradient, the previous one's if no tensor lives on it any more.
 
     Large blocks go back to the operating system when freed, and getting them anew, page by page, takes
     longer than filling them with a gradient. One block per type is kept.
     """
-    spare = _spare.pop(dtype, None)
-    # Referenced here and by getrefcount's argument only: no tensor lives on it.
-    if spare is None or spare.size < size or sys.getrefcount(spare) > 2:
-        spare = torch.empty(size, dtype=dtype).numpy()
-    if spare.nbytes >= _SPARE_MIN_BYTES:
-        _spare[dtype] = spare
-    return spare[:size]
+    block = _spare_blocks.pop(dtype, None)
+    is_free = block is not None and block.lent() is None and block.memory.size >= size
+    memory = block.memory if block is not None and is_free else torch.empty(size, dtype=dtype).numpy()
+    lent = memory[:size]
+    if memory.nbytes >= _SPARE_MIN_BYTES:
+        _spare_blocks[dtype] = _Block(memory, weakref.ref(lent))
+    return lent
 
 
 def _dense(scores: Tensor) -> Tensor:

@@ -237,15 +237,15 @@ def _normalise(
         largest = tl.full((BLOCK,), float("-inf"), tl.float32)
         total = tl.zeros((BLOCK,), tl.float32)
         for start in range(0, VOCAB, BLOCK):
-            x = tl.load(row + start + lane, mask=start + lane < VOCAB, other=float("-inf")) * _LOG2_E
+            x = tl.load(row + start + lane, mask=start + lane < VOCAB, other=float("-inf"))
             higher = tl.maximum(largest, x)
             # Lanes that have seen nothing but -inf keep a sum of zero instead of nan.
             base = tl.where(higher == float("-inf"), 0.0, higher)
-            total = total * tl.exp2(largest - base) + tl.exp2(x - base)
+            total = total * tl.exp2((largest - base) * _LOG2_E) + tl.exp2((x - base) * _LOG2_E)
             largest = higher
         top = tl.max(largest, 0)
-        total = tl.sum(total * tl.exp2(largest - top), 0)
-        tl.store(maxima + n * num_frames + t, top / _LOG2_E)
+        total = tl.sum(total * tl.exp2((largest - top) * _LOG2_E), 0)
+        tl.store(maxima + n * num_frames + t, top)
         tl.store(log_sums + n * num_frames + t, tl.log2(total))
 
 

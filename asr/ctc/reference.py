@@ -47,7 +47,7 @@ def per_utterance(problem: CTCProblem, is_normalised: bool) -> Tensor:
     # Without frames nothing was emitted: only the empty target has a path, of probability one.
     in_label = torch.where(problem.input_lengths[:, None] > 0, in_label, _NOTHING)
     log_likelihood = torch.cat((in_blank, in_label), 1).logsumexp(1)
-    return torch.where(log_likelihood > _NOTHING / 2, -log_likelihood, torch.inf)
+    return torch.where(log_likelihood <= _NOTHING / 2, torch.inf, -log_likelihood)
 
 
 class AssumeLogSoftmax(torch.autograd.Function):
