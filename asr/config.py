@@ -368,7 +368,6 @@ class DataConfig:
 @dataclass
 class TrainerConfig:
     accelerator: str = "auto"
-    devices: int = 1
     precision: str = "auto"
     max_epochs: int = 50
     max_minutes: float | None = None
@@ -386,7 +385,6 @@ class TrainerConfig:
         check_choice("trainer.accelerator", self.accelerator, ["auto", "cpu", "gpu"])
         check_choice("trainer.precision", self.precision, ["auto", "32", "bf16"])
         check_choice("trainer.non_finite_loss", self.non_finite_loss, ["stop", "skip"])
-        check_range("trainer.devices", self.devices, at_least=1)
         check_range("trainer.max_epochs", self.max_epochs, at_least=1)
         check_range("trainer.gradient_clip_norm", self.gradient_clip_norm, above=0)
         check_range("trainer.accumulate_batches", self.accumulate_batches, at_least=1)
@@ -446,6 +444,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_range("seed", self.seed, at_least=0)
+        if self.features.normalise == "none" and self.augment.num_time_masks + self.augment.num_mel_masks > 0:
+            raise ConfigError(
+                "augment.num_time_masks and augment.num_mel_masks replace features by their mean, which "
+                "features.normalise=none does not know; use another normalise, or augment=none"
+            )
 
 
 @dataclass
