@@ -7,6 +7,7 @@ from asr import text
 from asr.augment import SpecAugment, WaveformAugmenter
 from asr.config import (
     AugmentConfig,
+    BeamConfig,
     BiLstmConfig,
     CharTokenizerConfig,
     DecoderConfig,
@@ -97,8 +98,13 @@ def make_loss(config: LossConfig, blank_id: int) -> CTCLoss:
 
 def make_decoder(config: DecoderConfig, tokenizer: Tokenizer, seconds_per_frame: float) -> Decoder:
     """The configured decoder."""
-    assert isinstance(config, GreedyConfig)
-    return GreedyDecoder(tokenizer, seconds_per_frame)
+    if isinstance(config, GreedyConfig):
+        return GreedyDecoder(tokenizer, seconds_per_frame)
+    assert isinstance(config, BeamConfig)
+    from asr.decode.beam import BeamDecoder, Pruning  # the compiler it loads is slow to import
+
+    pruning = Pruning(config.beam_width, config.score_gap, config.token_gap, config.max_tokens)
+    return BeamDecoder(tokenizer, seconds_per_frame, pruning=pruning, num_threads=config.num_threads)
 
 
 def _options(config: object) -> dict[str, Any]:

@@ -418,6 +418,27 @@ class GreedyConfig(DecoderConfig):
     kind: str = "greedy"
 
 
+@dataclass
+class BeamConfig(DecoderConfig):
+    """Prefix beam search; see docs/decoding.md."""
+
+    kind: str = "beam"
+    beam_width: int = 50
+    score_gap: float = 15.0
+    token_gap: float = 10.0
+    max_tokens: int | None = None
+    num_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        check_range("decoder.beam_width", self.beam_width, at_least=1)
+        check_range("decoder.score_gap", self.score_gap, above=0)
+        check_range("decoder.token_gap", self.token_gap, above=0)
+        for option in ("max_tokens", "num_threads"):
+            value = getattr(self, option)
+            if value is not None:
+                check_range(f"decoder.{option}", value, at_least=1)
+
+
 # --------------------------------------------------------------------------- commands
 
 
@@ -582,7 +603,7 @@ KINDS: dict[str, dict[str, type]] = {
         "one_cycle": OneCycleConfig,
         "cosine": CosineConfig,
     },
-    "decoder": {"greedy": GreedyConfig},
+    "decoder": {"greedy": GreedyConfig, "beam": BeamConfig},
     "augment": {"augment": AugmentConfig},
     "loss": {"ctc": LossConfig},
     "data": {"data": DataConfig},

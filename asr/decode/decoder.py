@@ -3,8 +3,21 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from asr.errors import AsrError
 from asr.records import Emissions, Hypothesis, Word
 from asr.tokenizer import Tokenizer
+
+
+class DecodeError(AsrError):
+    """Log-probabilities that nothing can be decoded from."""
+
+
+def unusable_frame(index: int, frame: int, what: str) -> DecodeError:
+    """The error for a frame of utterance ``index`` of a batch from which nothing can be decoded."""
+    return DecodeError(
+        f"utterance {index} of the batch: the log-probabilities of frame {frame} {what}; "
+        "the model's weights or the audio are damaged"
+    )
 
 
 class Decoder(Protocol):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from asr.decode.decoder import words_from_tokens
+from asr.decode.decoder import unusable_frame, words_from_tokens
 from asr.records import Emissions, Hypothesis
 from asr.tokenizer import Tokenizer
 
@@ -20,16 +20,22 @@ class GreedyDecoder:
         self.seconds_per_frame = seconds_per_frame
 
     def decode(self, emissions: Emissions) -> list[Hypothesis]:
-        """``(batch, frames, vocab)`` → one hypothesis per utterance; one transfer for the whole batch."""
+        """``(batch, frames, vocab)`` → one hypothesis per utterance; one transfer for the whole batch.
+
+        Raises:
+            DecodeError: the log-probabilities hold NaN.
+        """
         best = emissions.log_probs.detach().max(dim=2)
         scores, labels = best.values.cpu().numpy(), best.indices.cpu().numpy()
         return [
-            self._hypothesis(labels[index, :length], scores[index, :length])
+            self._hypothesis(labels[index, :length], scores[index, :length], index)
             for index, length in enumerate(emissions.log_prob_lengths.tolist())
         ]
 
-    def _hypothesis(self, labels: np.ndarray, scores: np.ndarray) -> Hypothesis:
+    def _hypothesis(self, labels: np.ndarray, scores: np.ndarray, index: int) -> Hypothesis:
         """Collapse one path: ``labels`` and ``scores`` are ``(frames,)``."""
+        if np.isnan(scores).any():  # the maximum of a frame that holds NaN is NaN
+            raise unusable_frame(index, int(np.isnan(scores).argmax()), "hold NaN")
         starts = np.flatnonzero(np.diff(labels, prepend=-1))
         ends = np.append(starts, len(labels))[1:] - 1
         spoken = labels[starts] != self.tokenizer.blank_id

@@ -1,0 +1,182 @@
+"""Prefix beam search: the likeliest labellings, each with the probability of all its alignments."""
+
+import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asr.decode.decoder import unusable_frame, words_from_tokens
+from asr.decode.search_kernels import prefix_search
+from asr.decode.token_times import token_times
+from asr.errors import ConfigError
+from asr.records import Emissions, Hypothesis
+from asr.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Pruning:
+    """What the search may drop, frame by frame.
+
+    Args:
+        beam_width: at most so many prefixes are kept.
+        score_gap: a prefix more than so many nats behind the best is dropped.
+        token_gap: a token more than so many nats behind the frame's likeliest is not considered.
+        max_tokens: at most so many tokens of a frame are considered, the likeliest (None: all).
+
+    Raises:
+        ConfigError: a value that would leave nothing to search.
+    """
+
+    beam_width: int = 50
+    score_gap: float = 15.0
+    token_gap: float = 10.0
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.beam_width < 1:
+            raise ConfigError(f"decoder.beam_width={self.beam_width} must be at least 1")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ConfigError(f"decoder.max_tokens={self.max_tokens} must be at least 1")
+        for option in ("score_gap", "token_gap"):
+            if not getattr(self, option) > 0:
+                raise ConfigError(f"decoder.{option}={getattr(self, option)} must be above 0")
+
+    @classmethod
+    def none(cls, beam_width: int) -> "Pruning":
+        """Drop nothing but what exceeds ``beam_width``."""
+        return cls(beam_width, score_gap=math.inf, token_gap=math.inf)
+
+
+class Labelling(NamedTuple):
+    """A result of the search: token ids and natural-log score."""
+
+    token_ids: tuple[int, ...]
+    score: float
+
+
+class BeamDecoder:
+    """Prefix beam search without a language model (Hannun et al. 2014, arXiv 1408.2873).
+
+    Utterances of a batch are searched in parallel by threads; the compiled search holds no lock.
+    Equally good prefixes at the edge of the beam are kept in the order in which they came.
+
+    Args:
+        tokenizer: gives the blank and turns labels into text.
+        seconds_per_frame: for word times.
+        pruning: how much is searched.
+        num_threads: utterances searched at a time (None: one per available core).
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        seconds_per_frame: float,
+        *,
+        pruning: Pruning | None = None,
+        num_threads: int | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.seconds_per_frame = seconds_per_frame
+        self.pruning = pruning or Pruning()
+        self.num_threads = num_threads or len(os.sched_getaffinity(0))
+
+    def decode(self, emissions: Emissions) -> list[Hypothesis]:
+        """``(batch, frames, vocab)`` log-probabilities → the best hypothesis of each utterance.
+
+        Raises:
+            DecodeError: NaN or a frame in which no token is possible.
+        """
+        return [hypotheses[0] for hypotheses in self.decode_nbest(emissions, 1)]
+
+    def decode_nbest(self, emissions: Emissions, num_best: int) -> list[list[Hypothesis]]:
+        """The ``num_best`` best labellings of each utterance, best first; fewer where fewer survive.
+
+        Raises:
+            DecodeError: see :meth:`decode`.
+            ConfigError: log-probabilities and tokenizer differ in their number of classes.
+        """
+        utterances = self._utterances(emissions)
+        return self._map(lambda index: self._hypotheses(utterances[index], index, num_best), len(utterances))
+
+    def search(self, log_probs: NDArray[np.float32], num_best: int) -> list[Labelling]:
+        """The best labellings of one utterance ``(frames, vocab)``, without times.
+
+        Raises:
+            DecodeError: see :meth:`decode`.
+        """
+        return self._search(log_probs, 0, num_best)
+
+    def _utterances(self, emissions: Emissions) -> list[NDArray[np.float32]]:
+        vocab_size = emissions.log_probs.shape[2]
+        if vocab_size != self.tokenizer.vocab_size:
+            raise ConfigError(
+                f"the model emits {vocab_size} classes but the tokenizer has {self.tokenizer.vocab_size} "
+                "tokens: they are not of one training"
+            )
+        log_probs = emissions.log_probs.detach().float().cpu().numpy()
+        lengths = emissions.log_prob_lengths.tolist()
+        return [
+            np.ascontiguousarray(frames[:length]) for frames, length in zip(log_probs, lengths, strict=True)
+        ]
+
+    def _map(
+        self, decode_one: Callable[[int], list[Hypothesis]], num_utterances: int
+    ) -> list[list[Hypothesis]]:
+        num_threads = min(self.num_threads, num_utterances)
+        if num_threads <= 1:
+            return [decode_one(index) for index in range(num_utterances)]
+        with ThreadPoolExecutor(num_threads) as pool:
+            return list(pool.map(decode_one, range(num_utterances)))
+
+    def _hypotheses(self, log_probs: NDArray[np.float32], index: int, num_best: int) -> list[Hypothesis]:
+        return [
+            self._hypothesis(log_probs, labelling) for labelling in self._search(log_probs, index, num_best)
+        ]
+
+    def _search(self, log_probs: NDArray[np.float32], index: int, num_best: int) -> list[Labelling]:
+        num_best = min(num_best, self.pruning.beam_width)
+        tokens = np.empty((num_best, max(1, len(log_probs))), np.int32)
+        lengths, scores = np.empty(num_best, np.int64), np.empty(num_best)
+        pruning = self.pruning
+        found = prefix_search(
+            log_probs,
+            self.tokenizer.blank_id,
+            pruning.beam_width,
+            pruning.max_tokens or log_probs.shape[1],
+            float(pruning.token_gap),
+            float(pruning.score_gap),
+            tokens,
+            lengths,
+            scores,
+        )
+        if found < 0:
+            frame = -1 - found
+            what = "hold NaN" if np.isnan(log_probs[frame]).any() else "are all minus infinity"
+            raise unusable_frame(index, frame, what)
+        return [
+            Labelling(tuple(tokens[rank, : lengths[rank]].tolist()), float(scores[rank]))
+            for rank in range(found)
+        ]
+
+    def _hypothesis(self, log_probs: NDArray[np.float32], labelling: Labelling) -> Hypothesis:
+        times = token_times(log_probs, labelling.token_ids, self.tokenizer.blank_id)
+        starts = times.starts.tolist()
+        return Hypothesis(
+            token_ids=labelling.token_ids,
+            text=self.tokenizer.decode(labelling.token_ids),
+            score=labelling.score,
+            token_frames=tuple(starts),
+            words=words_from_tokens(
+                self.tokenizer,
+                labelling.token_ids,
+                starts,
+                times.ends.tolist(),
+                times.peaks.tolist(),
+                self.seconds_per_frame,
+            ),
+        )
