@@ -57,7 +57,7 @@ def expected(recogniser: Recogniser, utterances: list[Utterance]) -> dict[str, s
             emissions = recogniser.acoustic_model(samples[None], torch.tensor([len(samples)]))
         texts[utterance.id] = recogniser.normalise(recogniser.decoder.decode(emissions)[0].text)
     assert len(set(texts.values())) == len(texts)  # else the comparisons below would prove nothing
-    assert all(len(text) > 4 for text in texts.values())
+    assert all(len(text) > 1 for text in texts.values())
     return texts
 
 

@@ -33,7 +33,11 @@ def train_config() -> TrainConfig:
         augment=AugmentConfig(),
         tokenizer=CharTokenizerConfig(),
         model=BiLstmConfig(
-            conv_channels=[8], conv_kernels=[[5, 5]], conv_strides=[[4, 2]], rnn_size=24, rnn_layers=2
+            conv_channels=[8, 8],
+            conv_kernels=[[5, 5], [5, 5]],  # the second reaches beyond the end of what the first gives
+            conv_strides=[[2, 2], [2, 2]],
+            rnn_size=24,
+            rnn_layers=2,
         ),
         loss=LossConfig(),
         optimizer=AdamConfig(),
@@ -51,11 +55,13 @@ def write_checkpoint(path: Path) -> Path:
     torch.manual_seed(0)
     model = make_acoustic_model(config.features, config.model, tokenizer.vocab_size)
     with torch.no_grad():
+        for convolution in model.encoder.convolutions:
+            convolution.norm.bias.uniform_(0.0, 1.0)  # so that what the masks remove would be heard
         for rnn in model.encoder.rnns:
             for weight in rnn.parameters():
                 weight.mul_(3.0)  # else the states of an untrained LSTM hardly move
-        model.encoder.output.weight *= 20.0
-        model.encoder.output.bias[tokenizer.blank_id] += 2.0
+        model.encoder.output.weight *= 40.0
+        model.encoder.output.bias[tokenizer.blank_id] += 3.0
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(
         {
