@@ -134,7 +134,7 @@ def fail(message: str, code: int = 2) -> int:
 def one_line(error: Exception, schema: type) -> str:
     """Hydra's and OmegaConf's multi-line complaints as one line, with a suggestion for misspelt keys."""
     text = f"{error}\n{error.__cause__ or ''}"
-    key = getattr(error, "full_key", None) or getattr(error.__cause__, "full_key", None) or ""
+    key = option_at_fault(error)
     unknown = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' not in", text)
     if unknown:
         return unknown_option(key or unknown.group(1), schema)
@@ -146,6 +146,16 @@ def one_line(error: Exception, schema: type) -> str:
     lines = [line for line in lines if not line.startswith(("full_key", "reference_type", "object_type"))]
     message = "; ".join(lines)
     return message if key in message else f"{key}: {message}"
+
+
+def option_at_fault(error: BaseException | None) -> str:
+    """The dotted option that an error, or one of those that led to it, is about; empty if none says."""
+    while error is not None:
+        key = getattr(error, "full_key", None)
+        if key:
+            return str(key)
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def unknown_option(name: str, schema: type) -> str:

@@ -128,9 +128,8 @@ def test_every_option_of_a_command_is_shown_and_explained(command: str) -> None:
     known = {field.name for field in dataclasses.fields(COMMANDS[command])} - groups
     shown = set(options_of(path))
     assert known == shown
-    help_text = yaml.safe_load(path.read_text(encoding="utf-8"))["hydra"]["help"]["header"]
-    explained = documented(path) | set(re.findall(r"\w+", help_text))
-    assert shown - {"text"} <= explained, f"not explained: {shown - explained}"
+    if command != "prepare":  # whose --help is made of what each corpus says about its options
+        assert shown - {"text"} <= documented(path)
     if command == "train":
         assert {field.name for field in dataclasses.fields(TextConfig)} <= documented(path)
 
