@@ -15,3 +15,13 @@ def choose_device(wanted: str) -> torch.device:
         raise ConfigError("device=gpu but no GPU is usable here; use device=auto or device=cpu")
     use_gpu = wanted == "gpu" or (wanted == "auto" and torch.cuda.is_available())
     return torch.device("cuda" if use_gpu else "cpu")
+
+
+def has_fast_bf16(device_type: str) -> bool:
+    """Whether bfloat16 is computed by the hardware's matrix units (else it is emulated, and slower).
+
+    On CPUs this means Intel's AMX.
+    """
+    if device_type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))

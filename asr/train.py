@@ -40,6 +40,7 @@ from asr.dataset import (
     select_scorable,
     unlearnable_reason,
 )
+from asr.device import has_fast_bf16
 from asr.errors import CheckpointError, ConfigError, ManifestError, TrainingError
 from asr.evaluation import evaluate_utterances
 from asr.manifest import manifest_sha256, read_manifest
@@ -288,7 +289,7 @@ def make_trainer(config: TrainConfig, run_dir: Path) -> pl.Trainer:
     options = config.trainer
     has_gpu = torch.cuda.is_available() and options.accelerator != "cpu"
     use_bf16 = options.precision == "bf16" or (
-        options.precision == "auto" and has_gpu and torch.cuda.is_bf16_supported()
+        options.precision == "auto" and has_fast_bf16("cuda" if has_gpu else "cpu")
     )
     return pl.Trainer(
         accelerator="gpu" if has_gpu else "cpu",
