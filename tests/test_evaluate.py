@@ -13,6 +13,7 @@ from asr.config import EvaluateConfig
 from asr.errors import AsrError, CheckpointError, ConfigError, ManifestError
 from asr.evaluate import evaluate
 from asr.report.json_report import ReportError, read_report
+from asr.train import train
 
 Run = Callable[..., int]
 
@@ -51,6 +52,19 @@ def test_same_figures_as_validation_and_as_the_report_of_the_run(
     assert [(result.id, result.hypothesis) for result in found.utterances] == [
         (result.id, result.hypothesis) for result in at_the_end.utterances
     ]
+
+
+def test_validation_in_a_bf16_training_decodes_in_full_precision(
+    run: Run, tiny_train_config: Callable[..., Any], tmp_path: Path
+) -> None:
+    options = ["trainer.precision=bf16", "trainer.max_epochs=1", "optimizer.learning_rate=1e-2"]
+    assert train(tiny_train_config(tmp_path / "run", *options)) == 0
+    assert run(f"checkpoint={tmp_path / 'run'}") == 0
+    with open(tmp_path / "run" / "metrics.csv", newline="") as file:
+        (validation,) = [row for row in csv.DictReader(file) if row["dev/wer"]]
+    report = read_report(tmp_path / "out" / "report.json")
+    assert report.wer == pytest.approx(float(validation["dev/wer"]), abs=1e-9)
+    assert report.cer == pytest.approx(float(validation["dev/cer"]), abs=1e-9)
 
 
 def test_report_holds_what_it_promises(run: Run, tiny_corpus: TinyCorpus, tmp_path: Path) -> None:

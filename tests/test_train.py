@@ -27,7 +27,7 @@ Compose = Callable[..., Any]
 ONE_EPOCH = "trainer.max_epochs=1"
 PLAIN_SGD = [
     *("optimizer=sgd", "optimizer.momentum=0", "optimizer.nesterov=false", "optimizer.learning_rate=0.5"),
-    *("schedule=constant", "features.dither=0", "model.dropout=0", ONE_EPOCH),
+    *("schedule=constant", "features.dither=0", "model.dropout=0", "trainer.precision=32", ONE_EPOCH),
 ]
 
 
