@@ -173,13 +173,19 @@ class NgramModel:
         return self.word_ids[UNKNOWN_WORD]
 
     @cached_property
-    def sentence_end_id(self) -> int:
+    def end_id(self) -> int:
+        """The id of ``</s>``."""
         return self.word_ids[SENTENCE_END]
 
     @cached_property
     def start_state(self) -> int:
         """The state at the beginning of a sentence."""
         return int(self.tables.next_states[1 + self.word_ids[SENTENCE_START]])
+
+    @property
+    def unigram_log10_probs(self) -> np.ndarray:
+        """``(words,)`` float32, by word id."""
+        return self.tables.log10_probs[1 : 1 + len(self.vocabulary)]
 
     @property
     def num_ngrams(self) -> int:
@@ -204,7 +210,7 @@ class NgramModel:
         word_ids = [self.word_id(word) for word in words]
         num_unknown = word_ids.count(self.unknown_id)
         if end:
-            word_ids.append(self.sentence_end_id)
+            word_ids.append(self.end_id)
         log10_probs = np.empty(len(word_ids))
         state = self.start_state if start else ROOT
         _score_all(self.tables, state, np.array(word_ids, np.int64), log10_probs)
