@@ -524,7 +524,9 @@ class TranscribeConfig:
                 f"window_seconds={self.window_seconds:g}"
             )
         if self.output is None and self.existing != "refuse":
-            raise ConfigError(f"existing={self.existing} needs output=: on standard output nothing exists yet")
+            raise ConfigError(
+                f"existing={self.existing} needs output=: on standard output nothing exists yet"
+            )
 
 
 @dataclass
@@ -590,6 +592,47 @@ class ExplainConfig:
                 raise ConfigError(
                     "blank=, symbols= and inputs= describe a table; a checkpoint knows its own tokens"
                 )
+
+
+@dataclass
+class LmConfig:
+    """``python -m asr.lm``. ``text`` and ``exclude`` are one file or a list of them."""
+
+    text: Any = REQUIRED
+    output: str = REQUIRED
+    order: int = 3
+    unit: str = "word"
+    prune: list[int] = field(default_factory=list)
+    vocabulary: str | None = None
+    max_words: int | None = None
+    discount_fallback: bool = True
+    normalise: bool = True
+    case: str = "lower"
+    keep_punctuation: bool = False
+    exclude: Any = field(default_factory=list)
+    perplexity: str | None = None
+    memory_gib: float = 1.0
+    scratch_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        self.text, self.exclude = (
+            [str(name) for name in (names if isinstance(names, list) else [names])]
+            for names in (self.text, self.exclude)
+        )
+        if not self.text:
+            raise ConfigError("text=[] names no file")
+        check_range("order", self.order, at_least=1, at_most=10)
+        check_choice("unit", self.unit, ["word", "char"])
+        check_choice("case", self.case, ["lower", "upper", "keep"])
+        check_range("memory_gib", self.memory_gib, above=0)
+        if self.max_words is not None:
+            check_range("max_words", self.max_words, at_least=1)
+        if not self.normalise and (self.case != "lower" or self.keep_punctuation):
+            raise ConfigError(
+                "case= and keep_punctuation= are part of normalising: leave out normalise=false"
+            )
+        if not self.output.endswith((".arpa", ".arpa.gz")):
+            raise ConfigError(f"output={self.output} must end in .arpa or .arpa.gz")
 
 
 KINDS: dict[str, dict[str, type]] = {

@@ -253,7 +253,7 @@ def _discounts(counts_of_counts: Sequence[int]) -> Discounts:
     """Chen and Goodman (1998), equation 26, from how many n-grams have count 1, 2, 3 and 4."""
     for count in range(1, 4):
         if counts_of_counts[count - 1] == 0:
-            raise ValueError(f"none has count {count}")
+            raise ValueError(f"no n-gram has an adjusted count of {count}")
     ones, twos, *_ = counts_of_counts
     ratio = ones / (ones + 2 * twos)
     amounts = [
@@ -262,7 +262,7 @@ def _discounts(counts_of_counts: Sequence[int]) -> Discounts:
     ]
     for count, amount in enumerate(amounts, start=1):
         if not 0 <= amount <= count:
-            raise ValueError(f"the one for count {count} would be {amount:.3g}")
+            raise ValueError(f"that of count {count} would be {amount:.3g}")
     return Discounts(*amounts)
 
 
