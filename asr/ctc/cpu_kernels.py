@@ -40,6 +40,17 @@ def _compile(function: Callable[..., Any], cache: bool = False) -> Any:
     return numba.njit(function, nogil=True, error_model="numpy", cache=cache)
 
 
+def _compile_to_disk(function: Callable[..., Any]) -> Any:
+    try:
+        return _compile(function, cache=True)
+    except RuntimeError:
+        _log.warning(
+            "CTC kernels are compiled anew by every process: neither the package's folder nor the user's cache "
+            "folder can be written; set NUMBA_CACHE_DIR to one that can"
+        )
+        return _compile(function)
+
+
 @intrinsic
 def _forward(typing, m, e, before, now, half, skips, scores, blank, maximum, first, last):
     """One frame of the forward recursion for the blocks ``first..last``.
@@ -429,6 +440,25 @@ def _allocate(scores, exponents, utterances, input_lengths, target_lengths, keep
     )
 
 
+@_compile_to_disk
+def keeps_contract(targets, input_lengths, target_lengths, num_frames, vocab, blank):
+    """Whether all lengths and labels are in range, no label is blank and every utterance can be aligned."""
+    for n in range(len(input_lengths)):
+        frames, count = input_lengths[n], target_lengths[n]
+        if not (0 <= frames <= num_frames and 0 <= count <= targets.shape[1]):
+            return False
+        needed, previous = count, blank
+        for i in range(count):
+            label = targets[n, i]
+            if label == blank or not 0 <= label < vocab:
+                return False
+            needed += label == previous
+            previous = label
+        if needed > frames:
+            return False
+    return True
+
+
 def _compile_solver(vector_code: str) -> Any:
     """numba's cache notices changes of this file only; ``vector_code`` makes it notice the other's too."""
 
@@ -442,7 +472,7 @@ def _compile_solver(vector_code: str) -> Any:
         - ``targets``: ``(batch, max_target_length)``; lengths and labels have been checked
         - ``losses``: ``(batch,)`` float64 in nats; +inf where there is no alignment, with a zero gradient
         - ``bad_frames``: ``(batch,)`` int64, first frame whose probabilities do not sum to one; -1: none, or
-          not checked
+          not checked; 0 also if the loss is not a number
         - ``exponents``: an empty array of the integer type as wide as the scores
         """
         vector_code  # noqa: B018  (a captured value is part of the cache key)
@@ -470,19 +500,14 @@ def _compile_solver(vector_code: str) -> Any:
                 num_done = num_frames
             elif options.checks_rows:
                 bad_frames[n] = _check_rows(scores, start, num_frames, geometry, options)
+            if np.isnan(likelihood.loss) and bad_frames[n] < 0:
+                bad_frames[n] = 0
             if has_gradient:
                 for t in range(num_done, geometry.num_frames):
                     base = start + t * geometry.frame_step
                     gradient[base : base + geometry.vocab] = 0
 
-    try:
-        return _compile(solve, cache=True)
-    except RuntimeError:
-        _log.warning(
-            "CTC kernels are compiled anew by every process: neither the package's folder nor the user's cache "
-            "folder can be written; set NUMBA_CACHE_DIR to one that can"
-        )
-        return _compile(solve)
+    return _compile_to_disk(solve)
 
 
 solve = _compile_solver(hashlib.sha256(Path(vectors.__file__).read_bytes()).hexdigest())

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from asr.ctc.contract import CTCProblem
-from asr.ctc.cpu_kernels import Geometry, Options, solve
+from asr.ctc.cpu_kernels import Geometry, Options, keeps_contract, solve
 
 
 class Solution(NamedTuple):
@@ -20,7 +20,7 @@ class Solution(NamedTuple):
 
     - ``losses``: ``(batch,)`` in the type of the scores, +inf where there is no alignment
     - ``bad_frames``: ``(batch,)`` int64, the first frame whose probabilities do not sum to one; -1: none,
-      or not checked
+      or not checked; 0 also if the loss is not a number
     """
 
     losses: Tensor
@@ -41,6 +41,21 @@ def per_utterance(
     backward will probably be called with: if so, it costs nothing there.
     """
     return Solution(*_Fused.apply(problem.scores, problem, is_normalised, row_tolerance, expected_gradient))
+
+
+def has_breach(problem: CTCProblem) -> bool:
+    """Whether lengths or labels break the contract; which one and where is found out elsewhere."""
+    _, num_frames, vocab = problem.scores.shape
+    return not keeps_contract(*_integer_arrays(problem), num_frames, vocab, problem.blank)
+
+
+def _integer_arrays(problem: CTCProblem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Targets and lengths; contiguous, because numba compiles once for each kind of array it meets."""
+    return (
+        problem.targets.contiguous().numpy(),
+        problem.input_lengths.contiguous().numpy(),
+        problem.target_lengths.contiguous().numpy(),
+    )
 
 
 class _Fused(torch.autograd.Function):
@@ -96,12 +111,8 @@ def _solve(
     flat = (scores.transpose(0, 1) if is_time_first else scores).reshape(-1).numpy()
     gradient = _borrow(flat.size if weights is not None else 0, scores.dtype)
     losses, bad_frames = np.empty(batch), np.empty(batch, np.int64)
-    scale_of = torch.ones(batch, dtype=torch.float64) if weights is None else weights.double()
-    input_lengths, target_lengths, targets, scale = (
-        # Contiguous, because numba compiles once for each kind of array it meets.
-        tensor.contiguous().numpy()
-        for tensor in (problem.input_lengths, problem.target_lengths, problem.targets, scale_of)
-    )
+    targets, input_lengths, target_lengths = _integer_arrays(problem)
+    scale = np.ones(batch) if weights is None else weights.double().contiguous().numpy()
     exponents = np.empty(0, np.int32 if flat.dtype == np.float32 else np.int64)
 
     def work(utterances: np.ndarray) -> None:
@@ -157,8 +168,11 @@ _COST_PER_THREAD = 2**15
 
 def _spread(work: Callable[[np.ndarray], None], costs: np.ndarray) -> None:
     """Divide utterances among as many threads as torch uses, the longest first, and wait for all."""
+    num_threads = min(torch.get_num_threads(), len(costs), 1 + int(costs.sum()) // _COST_PER_THREAD)
+    if num_threads == 1:
+        work(np.arange(len(costs)))
+        return
     order = np.argsort(-costs, kind="stable")
-    num_threads = min(torch.get_num_threads(), len(order), 1 + int(costs.sum()) // _COST_PER_THREAD)
     shares: list[list[int]] = [[] for _ in range(num_threads)]
     loads = [0] * num_threads
     for utterance in order.tolist():

@@ -176,8 +176,8 @@ def ctc_loss_result(
     """As :func:`ctc_loss`, with the per-utterance losses and the backend's name beside the loss."""
     problem = prepare(x, targets, input_lengths, target_lengths, blank=blank, layout=layout)
     rules = Rules.of(problem, inputs, x.dtype, zero_infinity)
-    integers = _check_integers(problem, rules, check)
     chosen = _choose(backend, problem)
+    integers = _check_integers(chosen, problem, rules, check)
     found = _run(chosen, problem, rules, check, _expected_gradient(problem, reduction))
     losses = found.losses
     if check:
@@ -204,28 +204,36 @@ class _Found(NamedTuple):
     row_log_totals: Tensor | None = None
 
 
-def _check_integers(problem: CTCProblem, rules: Rules, check: bool) -> Tensor:
+def _check_integers(chosen: str, problem: CTCProblem, rules: Rules, check: bool) -> Tensor | None:
     """Lengths and labels. On a GPU they are only gathered, and what earlier calls gathered is judged."""
-    if problem.scores.is_cuda and check:
+    if problem.scores.is_cuda:
+        if not check:
+            return None
         _deferred_checks.poll()
+        return inspect_integers(problem)
+    if chosen == "fused-cpu":
+        from asr.ctc import fused_cpu
+
+        if not fused_cpu.has_breach(problem):
+            return None
     facts = inspect_integers(problem)
-    if not problem.scores.is_cuda:
-        raise_on_integers(facts, rules, only_memory=not check)
-        if check and bool((facts[:, 0] < facts[:, 2]).any()):
-            _log.warning("zero_infinity counts these as zero: %s", describe_impossible(facts))
+    raise_on_integers(facts, rules, only_memory=not check)
+    if check and bool((facts[:, 0] < facts[:, 2]).any()):
+        _log.warning("zero_infinity counts these as zero: %s", describe_impossible(facts))
     return facts
 
 
-def _check_rows(problem: CTCProblem, rules: Rules, integers: Tensor, found: _Found) -> None:
+def _check_rows(problem: CTCProblem, rules: Rules, integers: Tensor | None, found: _Found) -> None:
     """Look for a bad row where the backend saw one, a loss shows one, or nobody has looked yet."""
     if problem.scores.is_cuda:
-        _deferred_checks.submit(integers, inspect_rows(problem, rules, found.row_log_totals), rules)
+        if integers is not None:
+            _deferred_checks.submit(integers, inspect_rows(problem, rules, found.row_log_totals), rules)
         return
-    was_checked = found.bad_frames is not None or rules.inputs == "logits"
-    is_suspicious = found.losses.isnan().any() or (
-        found.bad_frames is not None and (found.bad_frames >= 0).any()
-    )
-    if is_suspicious or not was_checked:
+    if found.bad_frames is not None:
+        is_suspicious = int(found.bad_frames.max()) >= 0
+    else:
+        is_suspicious = rules.inputs != "logits" or bool(found.losses.isnan().any())
+    if is_suspicious:
         raise_on_rows(inspect_rows(problem, rules), rules)
 
 
