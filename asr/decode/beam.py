@@ -10,7 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from asr.decode.decoder import unusable_frame, words_from_tokens
+from asr.decode.decoder import DecodeError, unusable_frame, words_from_tokens
+from asr.decode.scored_kernels import scored_search
+from asr.decode.scorer import Scorer
 from asr.decode.search_kernels import prefix_search
 from asr.decode.token_times import token_times
 from asr.errors import ConfigError
@@ -53,14 +55,22 @@ class Pruning:
 
 
 class Labelling(NamedTuple):
-    """A result of the search: token ids and natural-log score."""
+    """A result of the search: token ids and natural-log score.
+
+    ``is_complete`` is false when the last word is cut off: with a closed vocabulary it can happen that
+    no prefix that survived to the end is a sequence of whole words.
+    """
 
     token_ids: tuple[int, ...]
     score: float
+    is_complete: bool = True
 
 
 class BeamDecoder:
-    """Prefix beam search without a language model (Hannun et al. 2014, arXiv 1408.2873).
+    """Prefix beam search (Hannun et al. 2014, arXiv 1408.2873).
+
+    The score of a hypothesis is the natural log of the probability of its labelling, all alignments
+    summed, plus what ``scorer`` adds for its text.
 
     Utterances of a batch are searched in parallel by threads; the compiled search holds no lock.
     Equally good prefixes at the edge of the beam are kept in the order in which they came.
@@ -69,6 +79,7 @@ class BeamDecoder:
         tokenizer: gives the blank and turns labels into text.
         seconds_per_frame: for word times.
         pruning: how much is searched.
+        scorer: words, language model and hotwords, if any.
         num_threads: utterances searched at a time (None: one per available core).
     """
 
@@ -78,11 +89,13 @@ class BeamDecoder:
         seconds_per_frame: float,
         *,
         pruning: Pruning | None = None,
+        scorer: Scorer | None = None,
         num_threads: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.seconds_per_frame = seconds_per_frame
         self.pruning = pruning or Pruning()
+        self.scorer = scorer
         self.num_threads = num_threads or len(os.sched_getaffinity(0))
 
     def decode(self, emissions: Emissions) -> list[Hypothesis]:
@@ -143,40 +156,55 @@ class BeamDecoder:
         tokens = np.empty((num_best, max(1, len(log_probs))), np.int32)
         lengths, scores = np.empty(num_best, np.int64), np.empty(num_best)
         pruning = self.pruning
-        found = prefix_search(
-            log_probs,
-            self.tokenizer.blank_id,
+        limits = (
             pruning.beam_width,
             pruning.max_tokens or log_probs.shape[1],
             float(pruning.token_gap),
             float(pruning.score_gap),
-            tokens,
-            lengths,
-            scores,
         )
+        blank, is_complete = self.tokenizer.blank_id, True
+        if self.scorer is None:
+            found = prefix_search(log_probs, blank, *limits, tokens, lengths, scores)
+        else:
+            scoring, lm = self.scorer.scoring, self.scorer.lm_tables
+            found, is_complete = scored_search(
+                log_probs, blank, *limits, scoring, lm, tokens, lengths, scores
+            )
         if found < 0:
-            frame = -1 - found
-            what = "hold NaN" if np.isnan(log_probs[frame]).any() else "are all minus infinity"
-            raise unusable_frame(index, frame, what)
+            raise _unusable(log_probs[-1 - found], -1 - found, index)
         return [
-            Labelling(tuple(tokens[rank, : lengths[rank]].tolist()), float(scores[rank]))
+            Labelling(tuple(tokens[rank, : lengths[rank]].tolist()), float(scores[rank]), is_complete)
             for rank in range(found)
         ]
 
     def _hypothesis(self, log_probs: NDArray[np.float32], labelling: Labelling) -> Hypothesis:
         times = token_times(log_probs, labelling.token_ids, self.tokenizer.blank_id)
-        starts = times.starts.tolist()
+        token_ids = labelling.token_ids
+        if not labelling.is_complete:
+            token_ids = token_ids[: self.tokenizer.word_groups(token_ids)[-1].first]
+        starts = times.starts[: len(token_ids)].tolist()
         return Hypothesis(
-            token_ids=labelling.token_ids,
-            text=self.tokenizer.decode(labelling.token_ids),
+            token_ids=token_ids,
+            text=self.tokenizer.decode(token_ids),
             score=labelling.score,
             token_frames=tuple(starts),
             words=words_from_tokens(
                 self.tokenizer,
-                labelling.token_ids,
+                token_ids,
                 starts,
                 times.ends.tolist(),
                 times.peaks.tolist(),
                 self.seconds_per_frame,
             ),
         )
+
+
+def _unusable(row: NDArray[np.float32], frame: int, index: int) -> DecodeError:
+    if np.isnan(row).any():
+        return unusable_frame(index, frame, "hold NaN")
+    if row.max() == -np.inf:
+        return unusable_frame(index, frame, "are all minus infinity")
+    return DecodeError(
+        f"utterance {index} of the batch: no candidate survives frame {frame}; "
+        "raise decoder.token_gap or decoder.beam_width, or allow an open vocabulary"
+    )

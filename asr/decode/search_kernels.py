@@ -25,23 +25,31 @@ PARENT, TOKEN, FIRST_CHILD, NEXT_SIBLING, SLOT = range(5)
 NUM_COLUMNS = 5
 NONE = -1
 
+# Rows of a beam, one column a prefix: mass of its alignments that end in a blank, of those that end in
+# its last token, their sum, and the factor with which its last token multiplied what its parent sent.
+BLANKED, SPOKEN, TOTAL, FACTOR = range(4)
+
+# Columns of the candidates: the prefix they come from (by its column in the beam) and the token that
+# they add, or NONE for the prefix itself.
+ORIGIN, ADDED = range(2)
+
 SMALLEST = 5e-324
 """The least positive float64: what has no mass at all is never kept."""
 
 _INITIAL_NODES = 1024
+_ROOM = 256
 
 
 @njit(cache=True, nogil=True)
 def new_tree() -> Any:
     """``(nodes, columns)`` int32 with the empty prefix in place."""
-    tree = np.full((_INITIAL_NODES, NUM_COLUMNS), NONE, np.int32)
-    return tree
+    return np.full((_INITIAL_NODES, NUM_COLUMNS), NONE, np.int32)
 
 
 @njit(cache=True, nogil=True)
-def grown(rows: Any) -> Any:
-    """A copy of a two-dimensional array with twice the rows."""
-    larger = np.empty((2 * rows.shape[0], rows.shape[1]), rows.dtype)
+def grown(rows: Any, needed: int) -> Any:
+    """A copy of a two-dimensional array with twice the rows and room for ``needed``."""
+    larger = np.empty((max(2 * rows.shape[0], needed), rows.shape[1]), rows.dtype)
     larger[: rows.shape[0]] = rows
     return larger
 
@@ -191,7 +199,187 @@ def shortlist(
 
 
 @njit(cache=True, nogil=True)
-def prefix_search(  # noqa: PLR0912, PLR0915
+def new_beam(beam_width: int) -> Any:
+    """``(rows, beam_width)`` float64 that holds the empty prefix."""
+    beam = np.zeros((4, beam_width))
+    beam[BLANKED, 0] = beam[TOTAL, 0] = 1.0
+    beam[FACTOR] = 1.0
+    return beam
+
+
+@njit(cache=True, nogil=True)
+def new_candidates(beam_width: int) -> Any:
+    """Links ``(candidates, 2)``, masses, scratch and kept indices, each ``(candidates,)``."""
+    capacity = 2 * beam_width + _ROOM
+    links = np.empty((capacity, 2), np.int32)
+    return links, np.empty(capacity), np.empty(capacity), np.empty(capacity, np.int32)
+
+
+@njit(cache=True, nogil=True)
+def stay(
+    tree: Any,
+    nodes: Any,
+    size: int,
+    beam: Any,
+    after: Any,
+    probs: Any,
+    blank: int,
+    pulled: Any,
+    frame: int,
+    links: Any,
+    masses: Any,
+) -> Any:
+    """Make a candidate of every prefix as it is: by a blank, by its last token again, or from its parent.
+
+    Args:
+        after: ``(2, beam_width)``, receives the masses ending in a blank and in the last token.
+        pulled: ``(beam_width, vocab)``, receives ``frame`` where a prefix and its child are both in the beam.
+
+    Returns:
+        the largest and the smallest mass.
+    """
+    best, smallest = 0.0, np.inf
+    for slot in range(size):
+        token = tree[nodes[slot], TOKEN]
+        after[BLANKED, slot] = beam[TOTAL, slot] * probs[blank]
+        after[SPOKEN, slot] = 0.0
+        if token != NONE and probs[token] > 0.0:
+            mass = beam[SPOKEN, slot]
+            parent = tree[nodes[slot], PARENT]
+            parent_slot = tree[parent, SLOT]
+            if parent_slot != NONE:
+                source = BLANKED if tree[parent, TOKEN] == token else TOTAL
+                mass += beam[source, parent_slot] * beam[FACTOR, slot]
+                pulled[parent_slot, token] = frame
+            after[SPOKEN, slot] = mass * probs[token]
+        mass = after[BLANKED, slot] + after[SPOKEN, slot]
+        links[slot, ORIGIN], links[slot, ADDED], masses[slot] = slot, NONE, mass
+        best, smallest = max(best, mass), min(smallest, mass)
+    return best, smallest
+
+
+@njit(cache=True, nogil=True)
+def compact(
+    links: Any, masses: Any, count: int, beam_width: int, floor: float, scratch: Any, kept: Any
+) -> int:
+    """Keep the ``beam_width`` best candidates and their order; returns how many there are."""
+    count = survivors(masses, count, beam_width, floor, scratch, kept)
+    for position in range(count):
+        links[position] = links[kept[position]]
+        masses[position] = masses[kept[position]]
+    return count
+
+
+@njit(cache=True, nogil=True)
+def smallest_of(values: Any, count: int) -> float:
+    smallest = np.inf
+    for index in range(count):
+        smallest = min(smallest, values[index])
+    return smallest
+
+
+@njit(cache=True, nogil=True)
+def renew(
+    tree: Any,
+    num_nodes: int,
+    nodes: Any,
+    size: int,
+    beam: Any,
+    after: Any,
+    links: Any,
+    masses: Any,
+    count: int,
+    best: float,
+    next_nodes: Any,
+) -> int:
+    """Turn ``count`` candidates into the next beam, divided by ``best``; returns the number of nodes."""
+    for slot in range(size):
+        tree[nodes[slot], SLOT] = NONE
+    for position in range(count):
+        origin, token = links[position, ORIGIN], links[position, ADDED]
+        node = nodes[origin]
+        if token == NONE:
+            beam[BLANKED, position] = after[BLANKED, origin] / best
+            beam[SPOKEN, position] = after[SPOKEN, origin] / best
+        else:
+            child = find_child(tree, node, token)
+            if child == NONE:
+                child = add_child(tree, num_nodes, node, token)
+                num_nodes += 1
+            node = child
+            beam[BLANKED, position] = 0.0
+            beam[SPOKEN, position] = masses[position] / best
+        beam[TOTAL, position] = beam[BLANKED, position] + beam[SPOKEN, position]
+        next_nodes[position] = node
+        tree[node, SLOT] = position
+    return num_nodes
+
+
+@njit(cache=True, nogil=True)
+def write_best(
+    tree: Any,
+    nodes: Any,
+    totals: Any,
+    log_scale: float,
+    tokens_out: Any,
+    lengths_out: Any,
+    scores_out: Any,
+) -> int:
+    """Write the likeliest prefixes, best first; returns how many. ``totals`` is ``(prefixes,)``."""
+    order = np.argsort(-totals, kind="mergesort")
+    num_hypotheses = 0
+    for slot in order[: scores_out.shape[0]]:
+        if totals[slot] == 0.0:
+            break
+        lengths_out[num_hypotheses] = read_prefix(tree, nodes[slot], tokens_out[num_hypotheses])
+        scores_out[num_hypotheses] = math.log(totals[slot]) + log_scale
+        num_hypotheses += 1
+    return num_hypotheses
+
+
+@njit(cache=True, nogil=True)
+def _extend(
+    tree: Any,
+    nodes: Any,
+    size: int,
+    beam: Any,
+    tokens: Any,
+    num_tokens: int,
+    probs: Any,
+    pulled: Any,
+    frame: int,
+    best: float,
+    keep: float,
+    floor: float,
+    candidates: Any,
+) -> Any:
+    """Add every extension with a mass of at least ``floor`` to the candidates, after the prefixes.
+
+    Returns:
+        the number of candidates and the largest mass among them.
+    """
+    links, masses, scratch, kept = candidates
+    count = size
+    for slot in range(size):
+        last = tree[nodes[slot], TOKEN]
+        for index in range(num_tokens):
+            token = tokens[index]
+            mass = beam[BLANKED if token == last else TOTAL, slot] * probs[token]
+            if mass < floor or pulled[slot, token] == frame:
+                continue
+            if count == len(masses):
+                count = compact(links, masses, count, len(pulled), floor, scratch, kept)
+                floor = max(floor, smallest_of(masses, count))
+            links[count, ORIGIN], links[count, ADDED], masses[count] = slot, token, mass
+            count += 1
+            if mass > best:
+                best = mass
+                floor = max(floor, best * keep)
+    return count, best
+
+
+@njit(cache=True, nogil=True)
+def prefix_search(
     log_probs: Any,
     blank: int,
     beam_width: int,
@@ -214,116 +402,37 @@ def prefix_search(  # noqa: PLR0912, PLR0915
         scores_out: ``(hypotheses,)``, receives the natural logs of their probabilities.
 
     Returns:
-        the number of hypotheses, or ``-1 - frame`` for the first frame that :func:`shortlist` refuses.
+        the number of hypotheses, or ``-1 - frame`` for the first frame that no prefix survives.
     """
     num_frames, vocab_size = log_probs.shape
     keep = math.exp(-score_gap)
-    tree = new_tree()
-    num_nodes = 1
-    # The beam: node, mass of alignments ending in a blank, in the last token, and their sum.
-    nodes = np.zeros(beam_width, np.int32)
-    next_nodes = np.zeros(beam_width, np.int32)
-    blanked, spoken, total = np.zeros(beam_width), np.zeros(beam_width), np.zeros(beam_width)
-    next_blanked, next_spoken = np.zeros(beam_width), np.zeros(beam_width)
-    size = 1
-    blanked[0] = total[0] = 1.0
+    tree, num_nodes, size = new_tree(), 1, 1
     tree[ROOT, SLOT] = 0
-    # Candidates: where from, by which token (NONE: the prefix itself), which mass.
-    capacity = 2 * beam_width + 256
-    origins, added = np.empty(capacity, np.int32), np.empty(capacity, np.int32)
-    masses, scratch = np.empty(capacity), np.empty(capacity)
-    kept = np.empty(capacity, np.int32)
+    nodes, next_nodes = np.zeros(beam_width, np.int32), np.zeros(beam_width, np.int32)
+    beam, after = new_beam(beam_width), np.zeros((2, beam_width))
+    candidates = new_candidates(beam_width)
+    links, masses, scratch, kept = candidates
     pulled = np.full((beam_width, vocab_size), NONE, np.int32)
     tokens, probs, logs = np.empty(vocab_size, np.int32), np.zeros(vocab_size), np.empty(vocab_size)
     log_scale = 0.0
-
     for frame in range(num_frames):
         num_tokens = shortlist(log_probs[frame], blank, max_tokens, token_gap, tokens, probs, logs)
         if num_tokens == NONE:
             return -1 - frame
-        largest_prob = 0.0
-        for index in range(num_tokens):
-            largest_prob = max(largest_prob, probs[tokens[index]])
-
-        best, smallest = 0.0, np.inf
-        for slot in range(size):
-            node = nodes[slot]
-            next_blanked[slot] = total[slot] * probs[blank]
-            mass = 0.0
-            token = tree[node, TOKEN]
-            if token != NONE and probs[token] > 0.0:
-                mass = spoken[slot]
-                parent = tree[node, PARENT]
-                parent_slot = tree[parent, SLOT]
-                if parent_slot != NONE:
-                    mass += blanked[parent_slot] if tree[parent, TOKEN] == token else total[parent_slot]
-                    pulled[parent_slot, token] = frame
-                mass *= probs[token]
-            next_spoken[slot] = mass
-            mass += next_blanked[slot]
-            origins[slot], added[slot], masses[slot] = slot, NONE, mass
-            best, smallest = max(best, mass), min(smallest, mass)
-        count = size
-        # With a full beam, an extension must at least beat one of the prefixes that stay.
+        best, smallest = stay(tree, nodes, size, beam, after, probs, blank, pulled, frame, links, masses)
         floor = max(best * keep, SMALLEST)
-        if size == beam_width:
+        if size == beam_width:  # a newcomer must at least beat one of the prefixes that stay
             floor = max(floor, smallest)
-
-        for slot in range(size):
-            if total[slot] * largest_prob < floor:
-                continue
-            last = tree[nodes[slot], TOKEN]
-            for index in range(num_tokens):
-                token = tokens[index]
-                mass = (blanked[slot] if token == last else total[slot]) * probs[token]
-                if mass < floor or pulled[slot, token] == frame:
-                    continue
-                if count == capacity:
-                    count = survivors(masses, count, beam_width, floor, scratch, kept)
-                    for position in range(count):
-                        origins[position] = origins[kept[position]]
-                        added[position] = added[kept[position]]
-                        masses[position] = masses[kept[position]]
-                        scratch[position] = masses[position]
-                    floor = max(floor, kth_largest(scratch, count, count))
-                origins[count], added[count], masses[count] = slot, token, mass
-                count += 1
-                if mass > best:
-                    best = mass
-                    floor = max(floor, best * keep)
-
-        num_kept = survivors(masses, count, beam_width, max(best * keep, SMALLEST), scratch, kept)
-        if num_nodes + num_kept > tree.shape[0]:
-            tree = grown(tree)
-        for slot in range(size):
-            tree[nodes[slot], SLOT] = NONE
-        for position in range(num_kept):
-            candidate = kept[position]
-            origin, token = origins[candidate], added[candidate]
-            node = nodes[origin]
-            if token == NONE:
-                blanked[position] = next_blanked[origin] / best
-                spoken[position] = next_spoken[origin] / best
-            else:
-                child = find_child(tree, node, token)
-                if child == NONE:
-                    child = add_child(tree, num_nodes, node, token)
-                    num_nodes += 1
-                node = child
-                blanked[position] = 0.0
-                spoken[position] = masses[candidate] / best
-            total[position] = blanked[position] + spoken[position]
-            next_nodes[position] = node
-        for position in range(num_kept):
-            tree[next_nodes[position], SLOT] = position
+        count, best = _extend(
+            tree, nodes, size, beam, tokens, num_tokens, probs, pulled, frame, best, keep, floor, candidates
+        )
+        if best == 0.0:
+            return -1 - frame
+        count = compact(links, masses, count, beam_width, max(best * keep, SMALLEST), scratch, kept)
+        if num_nodes + count > len(tree):
+            tree = grown(tree, num_nodes + count)
+        num_nodes = renew(tree, num_nodes, nodes, size, beam, after, links, masses, count, best, next_nodes)
         nodes, next_nodes = next_nodes, nodes
-        size = num_kept
+        size = count
         log_scale += math.log(best)
-
-    order = np.argsort(-total[:size], kind="mergesort")
-    num_hypotheses = min(size, scores_out.shape[0])
-    for rank in range(num_hypotheses):
-        slot = order[rank]
-        lengths_out[rank] = read_prefix(tree, nodes[slot], tokens_out[rank])
-        scores_out[rank] = math.log(total[slot]) + log_scale
-    return num_hypotheses
+    return write_best(tree, nodes, beam[TOTAL, :size], log_scale, tokens_out, lengths_out, scores_out)

@@ -1,0 +1,225 @@
+"""What the search adds to the acoustic scores: words, language model and hotwords as one set of tables."""
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asr.decode.arpa import SPACE, UNKNOWN_WORD
+from asr.decode.hotwords import OTHER, Hotwords
+from asr.decode.lexicon import BETWEEN_WORDS, Lexicon, TokenSpellings
+from asr.decode.ngram import NgramModel, NgramTables
+from asr.decode.scored_kernels import NO_LM, NONE, TOKEN_LM, WORD_LM, Scoring
+from asr.decode.search_kernels import SMALLEST
+from asr.errors import ConfigError
+from asr.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+Vocabulary = Literal["closed", "open"]
+LmUnit = Literal["word", "token"]
+_LN10 = math.log(10.0)
+
+
+def _read_only(*values: int, dtype: type) -> NDArray[Any]:
+    """An array of the kind that models hold, so that one compiled search serves with and without."""
+    array: NDArray[Any] = np.array(values, dtype)
+    array.flags.writeable = False
+    return array
+
+
+_NO_TABLES = NgramTables(
+    words=_read_only(-1, dtype=np.int32),
+    log10_probs=_read_only(0, dtype=np.float32),
+    next_states=_read_only(0, dtype=np.int32),
+    backoffs=_read_only(0, dtype=np.float32),
+    first_children=_read_only(1, 1, dtype=np.int32),
+    shorter=_read_only(0, dtype=np.int32),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """How the scores are combined: ``acoustic + alpha * lm + beta * words + unknown_penalty * unknown``.
+
+    Args:
+        alpha: weight of the language model's natural-log probability.
+        beta: nats added for every word.
+        unknown_penalty: nats added, beside the model's own score of ``<unk>``, for every word that it does
+            not know.
+
+    Raises:
+        ConfigError: alpha below 0 or unknown_penalty above 0.
+    """
+
+    alpha: float = 0.0
+    beta: float = 0.0
+    unknown_penalty: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha < math.inf:
+            raise ConfigError(f"decoder.alpha={self.alpha} must be at least 0")
+        if not -math.inf < self.beta < math.inf:
+            raise ConfigError(f"decoder.beta={self.beta} must be a finite number")
+        if not -math.inf < self.unknown_penalty <= 0:
+            raise ConfigError(f"decoder.unknown_penalty={self.unknown_penalty} must be at most 0")
+
+
+class Scorer:
+    """Scores of texts beyond the acoustic ones, in the form that the search reads.
+
+    Args:
+        tokenizer: what the words are spelled with.
+        lexicon: the known words; None: every word is allowed and none is known.
+        vocabulary: ``closed`` allows only the words of the lexicon, ``open`` all others too.
+        lm: a language model over words or tokens.
+        lm_unit: which of the two.
+        weights: how it all adds up.
+        hotwords: phrases with a bonus.
+
+    Raises:
+        ConfigError: a closed vocabulary without a lexicon, or tokens that are no part of one word.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        lexicon: Lexicon | None = None,
+        vocabulary: Vocabulary = "open",
+        lm: NgramModel | None = None,
+        lm_unit: LmUnit = "word",
+        weights: Weights | None = None,
+        hotwords: Hotwords | None = None,
+    ) -> None:
+        if vocabulary == "closed" and lexicon is None:
+            raise ConfigError("decoder.vocabulary=closed needs the words: give decoder.lexicon or a word LM")
+        self.lm_tables = _NO_TABLES if lm is None else lm.tables
+        lexicon = lexicon or Lexicon.empty()
+        spellings = TokenSpellings.of(tokenizer)
+        weights = weights or Weights()
+        word_lm = lm if lm_unit == "word" else None
+        word_tables = _word_tables(lexicon, vocabulary == "open", word_lm, weights)
+        self.scoring = Scoring(
+            first_edge=word_tables.first_edge,
+            edge_tokens=lexicon.edge_tokens,
+            edge_targets=lexicon.edge_targets,
+            edge_factors=word_tables.edge_factors,
+            leave_factors=word_tables.leave_factors,
+            outside=lexicon.num_states if vocabulary == "open" else NONE,
+            finish_words=word_tables.finish_words,
+            finish_gains=word_tables.finish_gains,
+            starts_word=spellings.starts_word,
+            has_body=np.array([body != "" for body in spellings.bodies]),
+            **_hotword_tables(hotwords, spellings),
+            lm_unit=NO_LM if lm is None else (WORD_LM if lm_unit == "word" else TOKEN_LM),
+            lm_weight=float(weights.alpha * _LN10),
+            lm_start=0 if lm is None else int(lm.start_state),
+            lm_end=0 if lm is None else int(lm.end_id),
+            lm_tokens=_lm_tokens(tokenizer, lm)
+            if lm is not None and lm_unit == "token"
+            else np.zeros(1, np.int32),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _WordTables:
+    """See :class:`asr.decode.scored_kernels.Scoring`. One state more than the lexicon has: outside it."""
+
+    first_edge: NDArray[np.int32]
+    edge_factors: NDArray[np.float64]
+    leave_factors: NDArray[np.float64]
+    finish_words: NDArray[np.int32]
+    finish_gains: NDArray[np.float64]
+
+
+def _word_tables(lexicon: Lexicon, is_open: bool, lm: NgramModel | None, weights: Weights) -> _WordTables:
+    lm_words = np.zeros(len(lexicon.words), np.int32)
+    unknown_gain, gains = weights.unknown_penalty, np.zeros(len(lexicon.words))
+    anticipated = gains.copy()
+    unknown_word = 0
+    if lm is not None:
+        unknown_word = lm.unknown_id
+        lm_words = np.array([lm.word_id(word) for word in lexicon.words], np.int32)
+        gains = np.where(lm_words == unknown_word, weights.unknown_penalty, 0.0)
+        unigrams = weights.alpha * _LN10 * lm.unigram_log10_probs.astype(np.float64)
+        anticipated = gains + unigrams[lm_words]
+        unknown_gain += unigrams[unknown_word]
+    ahead = np.append(lexicon.best_below(anticipated), unknown_gain)
+    if is_open:
+        ahead = np.maximum(ahead, unknown_gain)
+    ahead[BETWEEN_WORDS] = 0.0
+    finish_words = np.full(len(ahead), unknown_word if is_open else NONE, np.int32)
+    finish_gains = np.full(len(ahead), weights.beta + weights.unknown_penalty)
+    finish_words[lexicon.word_states] = lm_words
+    finish_gains[lexicon.word_states] = weights.beta + gains
+    num_edges = np.diff(lexicon.first_edge)
+    sources = np.repeat(np.arange(lexicon.num_states), num_edges)
+    return _WordTables(
+        first_edge=np.append(lexicon.first_edge, lexicon.first_edge[-1]).astype(np.int32),
+        edge_factors=_factors(ahead[lexicon.edge_targets] - ahead[sources]),
+        leave_factors=_factors(ahead[-1] - ahead),
+        finish_words=finish_words,
+        finish_gains=finish_gains - ahead,
+    )
+
+
+def _factors(gains: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``exp``, but never zero, which means forbidden."""
+    return np.maximum(np.exp(gains), SMALLEST)
+
+
+def _hotword_tables(hotwords: Hotwords | None, spellings: TokenSpellings) -> dict[str, Any]:
+    if hotwords is None:
+        empty = np.zeros((2, 2))
+        return {
+            "first_letter": np.zeros(len(spellings.bodies) + 1, np.int32),
+            "letters": np.zeros(0, np.int32),
+            "has_hotwords": False,
+            "next_hotword_state": empty.astype(np.int32),
+            "hotword_bonus": empty,
+            "hotword_credit": empty[0],
+            "hotword_end": empty[0],
+            "hotword_limit": 1.0,
+        }
+    texts = [
+        " " * starts + body
+        for starts, body in zip(spellings.starts_word.tolist(), spellings.bodies, strict=True)
+    ]
+    return {
+        "first_letter": np.cumsum([0, *map(len, texts)]).astype(np.int32),
+        "letters": np.array([hotwords.letters.get(c, OTHER) for text in texts for c in text], np.int32),
+        "has_hotwords": True,
+        "next_hotword_state": hotwords.next_state,
+        "hotword_bonus": hotwords.bonus,
+        "hotword_credit": hotwords.credit,
+        "hotword_end": hotwords.end_bonus,
+        "hotword_limit": math.exp(hotwords.bonus.max() + hotwords.credit.max()),
+    }
+
+
+def _lm_tokens(tokenizer: Tokenizer, lm: NgramModel) -> NDArray[np.int32]:
+    """Words of a language model over tokens; a space is spelled ``<space>`` alone and ``▁`` in a token.
+
+    Raises:
+        ConfigError: the model knows none of the tokens.
+    """
+    tokens = [SPACE if token == " " else token.replace(" ", "▁") for token in tokenizer.tokens]
+    ids = np.array([lm.word_id(token) for token in tokens], np.int32)
+    spoken = [token for index, token in enumerate(tokens) if index != tokenizer.blank_id]
+    unknown = [token for token in spoken if lm.word_id(token) == lm.unknown_id and token != UNKNOWN_WORD]
+    if len(unknown) == len(spoken):
+        raise ConfigError(
+            "decoder.lm_unit=token, but the language model knows none of the tokens; "
+            "was it estimated from words? then give decoder.lm_unit=word"
+        )
+    if unknown:
+        log.warning(
+            "the language model does not know %.1f%% of the tokens, e.g. %s",
+            100 * len(unknown) / len(spoken),
+            ", ".join(map(repr, unknown[:3])),
+        )
+    return ids
