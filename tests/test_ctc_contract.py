@@ -195,7 +195,7 @@ def test_impossible_utterances_are_named_and_zero_infinity_does_not_hide_them(ba
     message = error_of(lengths=lengths, backend=backend)
     assert "1 of 2 utterances cannot be aligned" in message
     assert "utterance 1: 2 labels + 1 repeats = 3 frames needed, 2 given" in message
-    with caplog.at_level(logging.WARNING, logger="asr.ctc.loss"):
+    with caplog.at_level(logging.WARNING, logger="asr.ctc.contract"):
         loss = ctc_loss(LOG_PROBS, TARGETS, *lengths, reduction="none", zero_infinity=True, backend=backend)
     assert loss[1] == 0
     assert "utterance 1: 2 labels + 1 repeats" in caplog.text

@@ -6,6 +6,7 @@ plus one blank between equal neighbours. A breach costs nobody a debugging sessi
 one sentence that says which utterance, what was found, what the argument means and what to do.
 """
 
+import logging
 import math
 from collections import deque
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from asr.errors import TrainingError
 Inputs = Literal["log_probs", "logits", "probs"]
 Layout = Literal["TNC", "NTC"]
 Lengths = Tensor | Sequence[int] | int
+
+_log = logging.getLogger(__name__)
 
 ROW_TOLERANCE = 1e-2
 HALF_PRECISION_ROW_TOLERANCE = 5e-2
@@ -202,6 +205,7 @@ def inspect_rows(problem: CTCProblem, rules: Rules, row_log_totals: Tensor | Non
 def raise_on_integers(facts: Tensor, rules: Rules, when: str = "", only_memory: bool = False) -> None:
     """Raise the sentence for the first rule that lengths or labels break.
 
+    Impossible utterances that ``zero_infinity`` hides from the loss are named in the log instead.
     ``only_memory`` keeps to what would make a kernel read outside its arrays.
     """
     if not facts[:, 5].any():
@@ -221,11 +225,14 @@ def raise_on_integers(facts: Tensor, rules: Rules, when: str = "", only_memory: 
             )
         if position >= 0 and not (only_memory and label == rules.blank):
             raise ContractError(_describe_label(utterance, position, label, rules, when))
-    if rules.is_alignability_error and not only_memory:
-        raise ContractError(when + describe_impossible(facts))
+    if only_memory:
+        return
+    if rules.is_alignability_error:
+        raise ContractError(when + _describe_impossible(facts))
+    _log.warning("%szero_infinity counts these as zero: %s", when, _describe_impossible(facts))
 
 
-def describe_impossible(facts: Tensor) -> str:
+def _describe_impossible(facts: Tensor) -> str:
     """Name the utterances whose labels cannot fit into their frames."""
     rows = [(index, *row[:3]) for index, row in enumerate(facts.tolist()) if row[0] < row[2]]
     named = "; ".join(
