@@ -266,7 +266,8 @@ def _write_excluded(path: Path, excluded: Sequence[Exclusion]) -> None:
 def _next_command(config: PrepareConfig, corpus: PreparedCorpus) -> str:
     output = Path(config.output)
     if config.corpus != "folder" and output == Path("data") / config.corpus:
-        return f"python -m asr.train data={config.corpus}"
+        has_preset = (Path(cli.CONFIG_DIR) / "experiment" / f"{config.corpus}.yaml").is_file()
+        return f"python -m asr.train {'experiment' if has_preset else 'data'}={config.corpus}"
     paths = [f"data.{split}={_manifest_path(output, split)}" for split in SPLITS if corpus.splits.get(split)]
     return f"python -m asr.train data=custom {' '.join(paths)}"
 

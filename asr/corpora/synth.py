@@ -32,8 +32,8 @@ from asr.records import Utterance
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_NUM_UTTERANCES = 2000
-DEFAULT_NUM_SPEAKERS = 100
+DEFAULT_NUM_UTTERANCES = 5000
+DEFAULT_NUM_SPEAKERS = 200
 SAMPLE_RATE = 16_000
 SPLITS = ("train", "dev", "test")
 MARKER_NAME = "corpus.json"
