@@ -7,6 +7,7 @@ weight that applies when a continuation is not listed. Format: Doug Paul's, as d
 
 import gzip
 import math
+import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -83,22 +84,29 @@ def write_arpa(
         LanguageModelError: when the file cannot be written.
     """
     # The ending stays, for gzip is chosen by it.
-    unfinished = path.with_name(f".unfinished-{path.name}")
+    unfinished = path.with_name(f".{os.getpid()}-unfinished-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _open(unfinished, "wb") as file:
-            header = "".join(f"ngram {order}={count}\n" for order, count in enumerate(num_ngrams, start=1))
-            file.write(f"\\data\\\n{header}".encode())
-            for order, blocks in enumerate(sections, start=1):
-                file.write(f"\n\\{order}-grams:\n".encode())
-                for block in blocks:
-                    file.write(_lines(block, words, with_backoffs=order < len(num_ngrams)).encode())
-            file.write(b"\n\\end\\\n")
-        unfinished.replace(path)
+        try:
+            _write(unfinished, words, num_ngrams, sections)
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
     except OSError as error:
         raise LanguageModelError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
+
+
+def _write(
+    path: Path, words: Sequence[str], num_ngrams: Sequence[int], sections: Iterable[Iterable[NgramBlock]]
+) -> None:
+    with _open(path, "wb") as file:
+        header = "".join(f"ngram {order}={count}\n" for order, count in enumerate(num_ngrams, start=1))
+        file.write(f"\\data\\\n{header}".encode())
+        for order, blocks in enumerate(sections, start=1):
+            file.write(f"\n\\{order}-grams:\n".encode())
+            for block in blocks:
+                file.write(_lines(block, words, with_backoffs=order < len(num_ngrams)).encode())
+        file.write(b"\n\\end\\\n")
 
 
 def _open(path: Path, mode: str) -> IO[bytes]:
@@ -280,7 +288,7 @@ class _Reader:
         return self._error_at(self.line_number + (0 if index is None else 1 + index), message)
 
     def _error_at(self, line_number: int, message: str) -> LanguageModelError:
-        return LanguageModelError(f"{self.path}: line {line_number}: {message}")
+        return LanguageModelError(f"{self.path}: line {max(1, line_number)}: {message}")
 
 
 def _no_ngrams(order: int) -> NgramBlock:

@@ -150,9 +150,13 @@ class NgramModel:
         arrays = _build(arpa, path)._asdict() | {"vocabulary": _joined(arpa.words)}
         arrays["order"] = np.array([len(arpa.orders)])
         sha256 = _sha256(path)
-        if any(ngram_cache.store(place, arrays, source, sha256) for place in places):
-            del arpa, arrays  # the mapped copy takes their place
-            return cls.load(path, cache_dir=cache_dir)
+        del arpa
+        for place in places:
+            if ngram_cache.store(place, arrays, source, sha256):
+                stored = ngram_cache.load(place, path)
+                if stored is not None:
+                    arrays = stored.arrays  # mapped memory is given back when it is short
+                    break
         return cls._from_arrays(arrays, sha256)
 
     @classmethod

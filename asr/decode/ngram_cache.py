@@ -50,17 +50,17 @@ def load(place: Path, source: Path) -> Stored | None:
     try:
         with place.open("rb") as file:
             line = file.readline(_MAX_HEADER_BYTES)
-        content = np.memmap(place, np.uint8, mode="r").view(np.ndarray)
+    except OSError:
+        return None
+    try:
         header = json.loads(line)
         if header["format"] != _FORMAT or header["source"] != fingerprint(source):
             return None
-        payload = content[header["begin"] :]
+        payload = np.memmap(place, np.uint8, mode="r").view(np.ndarray)[header["begin"] :]
         if len(payload) != header["size"] or zlib.crc32(payload) != header["crc32"]:
             raise ValueError("checksum differs")
         arrays = {name: _part(payload, **described) for name, described in header["arrays"].items()}
         return Stored(arrays, header["sha256"])
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         _log.warning("%s is damaged (%s); it is made again from %s", place, error, source)
         return None
@@ -85,13 +85,15 @@ def store(place: Path, arrays: Mapping[str, np.ndarray], made_from: Mapping[str,
     unfinished = place.with_name(f"{place.name}.{os.getpid()}.unfinished")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as file:
-            file.write(line.encode())
-            for piece in pieces:
-                file.write(piece)
-        unfinished.replace(place)
+        try:
+            with unfinished.open("wb") as file:
+                file.write(line.encode())
+                for piece in pieces:
+                    file.write(piece)
+            unfinished.replace(place)
+        finally:
+            unfinished.unlink(missing_ok=True)
     except OSError as error:
-        unfinished.unlink(missing_ok=True) if os.access(place.parent, os.W_OK) else None
         _log.info("%s cannot be written (%s)", place, error.strerror or error)
         return False
     return True
