@@ -104,7 +104,7 @@ def by_definition(ngrams, order, context, word):
     """Back-off as ARPA defines it: the longest listed n-gram, plus the weights of longer contexts."""
     context = tuple(context)[max(0, len(context) - order + 1) :]
     if (*context, word) in ngrams:
-        return ngrams[*context, word][0]
+        return ngrams[(*context, word)][0]
     return (ngrams[context][1] if context in ngrams else 0.0) + by_definition(
         ngrams, order, context[1:], word
     )
@@ -122,7 +122,7 @@ def models(draw):
             st.tuples(st.sampled_from(contexts), st.integers(0, num_words - 1)) if contexts else st.nothing()
         )
         for context, word in draw(st.sets(candidates, max_size=12)) if contexts else ():
-            ngrams[*context, word] = (draw(numbers), draw(numbers))
+            ngrams[(*context, word)] = (draw(numbers), draw(numbers))
     while not any(len(ngram) == order for ngram in ngrams):
         order -= 1
     return (
@@ -148,8 +148,7 @@ def test_any_model_scores_as_defined(tmp_path_factory, drawn, text, random):
     write_arpa(path, words, [len(block.log10_probs) for block in blocks], [[block] for block in blocks])
     model = NgramModel.load(path, cache=False)
     state, context = model.start_state, [1]
-    for word in text:
-        word %= num_words
+    for word in (number % num_words for number in text):
         log10_prob, state = model.score(state, word)
         assert log10_prob == pytest.approx(by_definition(ngrams, order, context, word), abs=1e-6)
         context.append(word)
@@ -207,10 +206,7 @@ def test_second_load_maps_the_copy(path, tmp_path, monkeypatch, elsewhere):
     model = NgramModel.load(path, cache_dir=cache_dir)
     assert same_scores(model)
     assert (model.vocabulary, model.order, model.sha256) == (first.vocabulary, 3, first.sha256)
-    assert (
-        sorted(entry.name for entry in tmp_path.iterdir())
-        == [["cache", "lm.arpa"], ["lm.arpa", "lm.arpa.cache"]][not elsewhere]
-    )
+    assert path.with_name("lm.arpa.cache").exists() is not elsewhere
     with pytest.raises(AssertionError):
         NgramModel.load(path, cache=False)
 

@@ -1,4 +1,5 @@
-# numba infers the types of what it compiles: mypy: disable-error-code="no-untyped-def"
+# numba infers the types of what it compiles:
+# mypy: disable-error-code="no-untyped-def"
 """Interpolated modified Kneser-Ney estimation of back-off n-gram models.
 
 Chen and Goodman (1998), "An Empirical Study of Smoothing Techniques for Language Modeling", in the form

@@ -1,4 +1,5 @@
-# numba infers the types of what it compiles: mypy: disable-error-code="no-untyped-def"
+# numba infers the types of what it compiles:
+# mypy: disable-error-code="no-untyped-def"
 """Back-off n-gram models as flat arrays: queries that compiled beam search can call.
 
 The n-grams form a trie. Its nodes are numbered breadth first: the root (node 0, the empty context), then

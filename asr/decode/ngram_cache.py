@@ -57,7 +57,7 @@ def load(place: Path, source: Path) -> Stored | None:
         if header["format"] != _FORMAT or header["source"] != fingerprint(source):
             return None
         payload = np.memmap(place, np.uint8, mode="r").view(np.ndarray)[header["begin"] :]
-        if len(payload) != header["size"] or zlib.crc32(payload) != header["crc32"]:
+        if len(payload) != header["size"] or zlib.crc32(payload.data) != header["crc32"]:
             raise ValueError("checksum differs")
         arrays = {name: _part(payload, **described) for name, described in header["arrays"].items()}
         return Stored(arrays, header["sha256"])
@@ -70,11 +70,11 @@ def store(place: Path, arrays: Mapping[str, np.ndarray], made_from: Mapping[str,
     """Keep arrays; False, and a line in the log, where that is not possible."""
     described: dict[str, dict[str, Any]] = {}
     end = checksum = 0
-    pieces: list[bytes | np.ndarray] = []
+    pieces: list[bytes | memoryview] = []
     for name, array in arrays.items():
         padding = bytes(-end % _ALIGNMENT)
         described[name] = {"begin": end + len(padding), "dtype": array.dtype.str, "length": len(array)}
-        pieces += [padding, np.ascontiguousarray(array).view(np.uint8)]
+        pieces += [padding, np.ascontiguousarray(array).view(np.uint8).data]
         end += len(padding) + array.nbytes
     for piece in pieces:
         checksum = zlib.crc32(piece, checksum)
