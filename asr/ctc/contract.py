@@ -71,17 +71,14 @@ def prepare(
         )
     if frames == 0 or batch == 0:
         raise ContractError(f"the input of shape {tuple(x.shape)} is empty: CTC needs at least one frame")
-    hint = _layout_hint(input_lengths, batch, frames, layout)
-    input_counts = _as_counts(input_lengths, "input_lengths", batch, hint)
-    target_counts = _as_counts(target_lengths, "target_lengths", batch, hint)
+    input_counts = _as_counts(input_lengths, "input_lengths", scores, layout)
+    target_counts = _as_counts(target_lengths, "target_lengths", scores, layout)
     labels = _as_labels(targets)
-    if not (labels.device == input_counts.device == target_counts.device):
-        labels, input_counts, target_counts = (
-            tensor.to(scores.device, non_blocking=True) for tensor in (labels, input_counts, target_counts)
-        )
+    if labels.device != scores.device:
+        labels = labels.to(scores.device, non_blocking=True)
     if labels.dim() == 2 and labels.shape[0] != batch:
         raise ContractError(
-            f"targets has shape {tuple(labels.shape)} but the input holds {batch} utterances{hint}; "
+            f"targets has shape {tuple(labels.shape)} but the input holds {batch} utterances; "
             "give padded (batch, max_target_length) or concatenated (sum of target_lengths,) targets"
         )
     if labels.dim() <= 1:
@@ -349,8 +346,10 @@ def _batch_first(x: Tensor, layout: Layout) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
-def _as_counts(lengths: Lengths, name: str, batch: int, hint: str) -> Tensor:
-    counts = torch.as_tensor(lengths)
+def _as_counts(lengths: Lengths, name: str, scores: Tensor, layout: Layout) -> Tensor:
+    """``(batch,)`` int64 on the device of the ``(batch, frames, vocab)`` scores."""
+    batch, frames, _ = scores.shape
+    counts = lengths if isinstance(lengths, Tensor) else torch.as_tensor(lengths)
     meaning = _INPUT_LENGTHS_MEANING if name == "input_lengths" else _TARGET_LENGTHS_MEANING
     if counts.is_floating_point():
         # Keras examples hold whole numbers in float arrays; a ratio such as 0.8 is refused.
@@ -360,15 +359,20 @@ def _as_counts(lengths: Lengths, name: str, batch: int, hint: str) -> Tensor:
     if counts.dtype == torch.bool or counts.is_complex():
         raise ContractError(f"{name} has dtype {counts.dtype}: {meaning}, as integers")
     if counts.numel() != batch or counts.dim() > 2:
+        hint = ""
+        if counts.numel() == frames:
+            other = "NTC" if layout == "TNC" else "TNC"
+            hint = f" (the axes look swapped: with layout='{other}' it would hold {frames})"
         raise ContractError(
             f"{name} has shape {tuple(counts.shape)} but the input holds {batch} utterances{hint}; "
             f"{meaning}, one number per utterance of this batch"
         )
-    return counts.reshape(-1).long()
+    counts = counts if counts.dim() == 1 else counts.reshape(-1)
+    return counts.to(scores.device, torch.int64, non_blocking=True)
 
 
 def _as_labels(targets: Tensor) -> Tensor:
-    labels = torch.as_tensor(targets)
+    labels = targets if isinstance(targets, Tensor) else torch.as_tensor(targets)
     if labels.is_floating_point() or labels.dtype == torch.bool or labels.is_complex():
         raise ContractError(f"targets have dtype {labels.dtype}: they are vocabulary indices, so integers")
     if labels.dim() > 2:
@@ -377,14 +381,6 @@ def _as_labels(targets: Tensor) -> Tensor:
             "concatenated, not one-hot rows"
         )
     return labels.long()
-
-
-def _layout_hint(input_lengths: Lengths, batch: int, frames: int, layout: Layout) -> str:
-    count = torch.as_tensor(input_lengths).numel()
-    if count == batch or count != frames:
-        return ""
-    other = "NTC" if layout == "TNC" else "TNC"
-    return f" (the axes look swapped: with layout='{other}' it would hold {frames})"
 
 
 def _shorten(values: list[int]) -> str:

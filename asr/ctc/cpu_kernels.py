@@ -470,7 +470,7 @@ def _compile_solver(vector_code: str) -> Any:
 
         - ``scores``, ``gradient``: all elements, flat, laid out as ``geometry`` says
         - ``targets``: ``(batch, max_target_length)``; lengths and labels have been checked
-        - ``losses``: ``(batch,)`` float64 in nats; +inf where there is no alignment, with a zero gradient
+        - ``losses``: ``(batch,)`` in nats; +inf where there is no alignment, with a zero gradient
         - ``bad_frames``: ``(batch,)`` int64, first frame whose probabilities do not sum to one; -1: none, or
           not checked; 0 also if the loss is not a number
         - ``exponents``: an empty array of the integer type as wide as the scores

@@ -24,7 +24,7 @@ class Solution(NamedTuple):
     """
 
     losses: Tensor
-    bad_frames: Tensor
+    bad_frames: np.ndarray
 
 
 def per_utterance(
@@ -67,39 +67,41 @@ class _Fused(torch.autograd.Function):
         is_normalised: bool,
         row_tolerance: float | None,
         expected: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        weights = torch.ones_like(problem.input_lengths, dtype=scores.dtype) if expected is None else expected
+    ) -> tuple[Tensor, np.ndarray]:
         has_gradient = ctx.needs_input_grad[0]
+        weights = np.ones(len(scores), _NUMPY[scores.dtype]) if expected is None else expected.numpy()
         losses, bad_frames, gradient = _solve(
             problem._replace(scores=scores), is_normalised, row_tolerance, weights if has_gradient else None
         )
         if has_gradient:
             ctx.save_for_backward(scores)
-            ctx.problem, ctx.is_normalised = problem._replace(scores=scores.new_empty(0)), is_normalised
+            ctx.problem, ctx.is_normalised = problem._replace(scores=scores.detach()), is_normalised
             ctx.gradient, ctx.weights = gradient, weights
-        ctx.mark_non_differentiable(bad_frames)
         ctx.set_materialize_grads(False)
         return losses, bad_frames
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        outer = gradients[0]
-        if outer is None:
+        if gradients[0] is None:
             return (None,) * 5
+        outer = gradients[0].numpy()
         # The gradient is scaled in place and given away, so a second backward computes it anew.
         gradient, ctx.gradient = ctx.gradient, None
-        (scores,) = ctx.saved_tensors
+        _ = ctx.saved_tensors  # fails if the scores have been changed in place
         if gradient is None:
-            _, _, gradient = _solve(ctx.problem._replace(scores=scores), ctx.is_normalised, None, outer)
-        elif not torch.equal(outer, ctx.weights):
-            gradient.mul_((outer / ctx.weights)[:, None, None])
+            _, _, gradient = _solve(ctx.problem, ctx.is_normalised, None, outer)
+        elif not np.array_equal(outer, ctx.weights):
+            gradient.mul_(torch.from_numpy(outer / ctx.weights)[:, None, None])
         return gradient, None, None, None, None
 
 
+_NUMPY: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
+
+
 def _solve(
-    problem: CTCProblem, is_normalised: bool, row_tolerance: float | None, weights: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
+    problem: CTCProblem, is_normalised: bool, row_tolerance: float | None, weights: np.ndarray | None
+) -> tuple[Tensor, np.ndarray, Tensor | None]:
     """Losses, bad frames and, scaled by ``weights``, the gradient with the strides of the scores."""
     scores = _dense(problem.scores)
     batch, num_frames, vocab = scores.shape
@@ -108,11 +110,12 @@ def _solve(
     options = Options(
         problem.blank, is_normalised, is_normalised and row_tolerance is not None, row_tolerance or 0.0
     )
-    flat = (scores.transpose(0, 1) if is_time_first else scores).reshape(-1).numpy()
+    array = scores.detach().numpy()
+    flat = (array.transpose(1, 0, 2) if is_time_first else array).reshape(-1)
     gradient = _borrow(flat.size if weights is not None else 0, scores.dtype)
-    losses, bad_frames = np.empty(batch), np.empty(batch, np.int64)
+    losses, bad_frames = np.empty(batch, flat.dtype), np.empty(batch, np.int64)
     targets, input_lengths, target_lengths = _integer_arrays(problem)
-    scale = np.ones(batch) if weights is None else weights.double().contiguous().numpy()
+    scale = np.ones(batch, flat.dtype) if weights is None else np.ascontiguousarray(weights)
     exponents = np.empty(0, np.int32 if flat.dtype == np.float32 else np.int64)
 
     def work(utterances: np.ndarray) -> None:
@@ -125,9 +128,10 @@ def _solve(
     shaped = None
     if weights is not None:
         shape = (num_frames, batch, vocab) if is_time_first else (batch, num_frames, vocab)
+        # The tensor must hold the lent array itself: numpy's views of it would hold the memory behind it.
         shaped = torch.from_numpy(gradient).view(shape)
         shaped = shaped.transpose(0, 1) if is_time_first else shaped
-    return torch.from_numpy(losses).to(scores.dtype), torch.from_numpy(bad_frames), shaped
+    return torch.from_numpy(losses), bad_frames, shaped
 
 
 class _Block(NamedTuple):

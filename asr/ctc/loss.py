@@ -9,6 +9,7 @@ import functools
 import logging
 from typing import Literal, NamedTuple, cast, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -203,7 +204,7 @@ class _Found(NamedTuple):
     """Losses ``(batch,)`` and what a backend learned about rows on the way; see the backends' results."""
 
     losses: Tensor
-    bad_frames: Tensor | None = None
+    bad_frames: np.ndarray | None = None
     row_log_totals: Tensor | None = None
 
 
