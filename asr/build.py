@@ -8,6 +8,7 @@ from asr.augment import SpecAugment, WaveformAugmenter
 from asr.config import (
     AugmentConfig,
     BeamConfig,
+    BeamLmConfig,
     BiLstmConfig,
     CharTokenizerConfig,
     DecoderConfig,
@@ -101,10 +102,34 @@ def make_decoder(config: DecoderConfig, tokenizer: Tokenizer, seconds_per_frame:
     if isinstance(config, GreedyConfig):
         return GreedyDecoder(tokenizer, seconds_per_frame)
     assert isinstance(config, BeamConfig)
-    from asr.decode.beam import BeamDecoder, Pruning  # the compiler it loads is slow to import
+    # Imported here: the compiler behind the search is slow to load.
+    from asr.decode.beam import BeamDecoder, Pruning
+    from asr.decode.scorer import make_scorer
 
     pruning = Pruning(config.beam_width, config.score_gap, config.token_gap, config.max_tokens)
-    return BeamDecoder(tokenizer, seconds_per_frame, pruning=pruning, num_threads=config.num_threads)
+    phrases = dict.fromkeys(config.hotwords, config.hotword_weight)
+    if isinstance(config, BeamLmConfig):
+        words_and_lm = {
+            "lm_path": config.lm,
+            "lm_unit": config.lm_unit,
+            "vocabulary": config.vocabulary,
+            "alpha": config.alpha,
+            "beta": config.beta,
+            "unknown_penalty": config.unknown_penalty,
+        }
+    else:
+        words_and_lm = {"vocabulary": "open" if config.lexicon is None else "closed"}
+    scorer = make_scorer(
+        tokenizer,
+        lexicon_path=config.lexicon,
+        phrases=phrases,
+        phrase_path=config.hotword_file,
+        phrase_weight=config.hotword_weight,
+        **words_and_lm,  # type: ignore[arg-type]
+    )
+    return BeamDecoder(
+        tokenizer, seconds_per_frame, pruning=pruning, scorer=scorer, num_threads=config.num_threads
+    )
 
 
 def _options(config: object) -> dict[str, Any]:

@@ -428,15 +428,45 @@ class BeamConfig(DecoderConfig):
     token_gap: float = 10.0
     max_tokens: int | None = None
     num_threads: int | None = None
+    lexicon: str | None = None
+    hotwords: list[str] = field(default_factory=list)
+    hotword_file: str | None = None
+    hotword_weight: float = 8.0
 
     def __post_init__(self) -> None:
         check_range("decoder.beam_width", self.beam_width, at_least=1)
+        check_range("decoder.hotword_weight", self.hotword_weight, above=0)
         check_range("decoder.score_gap", self.score_gap, above=0)
         check_range("decoder.token_gap", self.token_gap, above=0)
         for option in ("max_tokens", "num_threads"):
             value = getattr(self, option)
             if value is not None:
                 check_range(f"decoder.{option}", value, at_least=1)
+
+
+@dataclass
+class BeamLmConfig(BeamConfig):
+    """Prefix beam search with an n-gram language model; see docs/decoding.md."""
+
+    kind: str = "beam_lm"
+    lm: str = REQUIRED
+    lm_unit: str = "word"
+    alpha: float = 0.5
+    beta: float = 0.5
+    vocabulary: str = "open"
+    unknown_penalty: float = -5.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("decoder.lm_unit", self.lm_unit, ["word", "token"])
+        check_choice("decoder.vocabulary", self.vocabulary, ["open", "closed"])
+        check_range("decoder.alpha", self.alpha, at_least=0)
+        check_range("decoder.unknown_penalty", self.unknown_penalty, at_most=0)
+        if self.lm_unit == "token" and (self.vocabulary == "closed") != (self.lexicon is not None):
+            raise ConfigError(
+                "decoder.lm_unit=token knows no words: give decoder.lexicon and decoder.vocabulary=closed "
+                "together, or neither"
+            )
 
 
 # --------------------------------------------------------------------------- commands
@@ -646,7 +676,7 @@ KINDS: dict[str, dict[str, type]] = {
         "one_cycle": OneCycleConfig,
         "cosine": CosineConfig,
     },
-    "decoder": {"greedy": GreedyConfig, "beam": BeamConfig},
+    "decoder": {"greedy": GreedyConfig, "beam": BeamConfig, "beam_lm": BeamLmConfig},
     "augment": {"augment": AugmentConfig},
     "loss": {"ctc": LossConfig},
     "data": {"data": DataConfig},

@@ -11,7 +11,6 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from asr.decode.hotwords import WORD_START
 from asr.decode.lexicon import BETWEEN_WORDS
@@ -28,6 +27,8 @@ from asr.decode.search_kernels import (
     TOKEN,
     TOTAL,
     compact,
+    compiled,
+    compiled_inner,
     grown,
     new_beam,
     new_candidates,
@@ -94,7 +95,7 @@ class Scoring(NamedTuple):
     lm_tokens: Any
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _new_notes(num_nodes: int, lm_start: int) -> Any:
     """What is noted of every node, each ``(nodes, 2)``: states, states of the model, and factors."""
     states = np.zeros((num_nodes, 2), np.int32)
@@ -105,7 +106,7 @@ def _new_notes(num_nodes: int, lm_start: int) -> Any:
     return states, lm_states, factors
 
 
-@njit(cache=True, nogil=True)
+@compiled_inner
 def _find_edge(scoring: Any, state: int, token: int) -> int:
     low, high = scoring.first_edge[state], scoring.first_edge[state + 1]
     while low < high:
@@ -119,7 +120,7 @@ def _find_edge(scoring: Any, state: int, token: int) -> int:
     return NONE
 
 
-@njit(cache=True, nogil=True)
+@compiled_inner
 def _finish_word(node: int, scoring: Any, lm: Any, notes: Any) -> float:
     """Factor of finishing the word that is under way in ``node``; 0 where it is no word."""
     states, lm_states, factors = notes
@@ -140,7 +141,7 @@ def _finish_word(node: int, scoring: Any, lm: Any, notes: Any) -> float:
     return factor
 
 
-@njit(cache=True, nogil=True)
+@compiled_inner
 def _finish_limit(node: int, scoring: Any, notes: Any) -> float:
     """The largest factor that finishing the word under way may have, without asking the language model."""
     states, _, factors = notes
@@ -153,7 +154,7 @@ def _finish_limit(node: int, scoring: Any, notes: Any) -> float:
     return math.exp(scoring.finish_gains[state]) if math.isnan(factor) else factor
 
 
-@njit(cache=True, nogil=True)
+@compiled_inner
 def _extension(node: int, token: int, scoring: Any, lm: Any, notes: Any) -> Any:
     """Factor of adding ``token`` to ``node`` (0: not allowed), and the three states after it."""
     states, lm_states, _ = notes
@@ -190,7 +191,7 @@ def _extension(node: int, token: int, scoring: Any, lm: Any, notes: Any) -> Any:
     return factor, word_state, lm_state, hotword_state
 
 
-@njit(cache=True, nogil=True)
+@compiled_inner
 def _split_shortlist(tokens: Any, num_tokens: int, scoring: Any, scratch: Any) -> int:
     """Put the tokens that continue a word first, those that start one last; returns how many continue."""
     num_inner, num_starting = 0, 0
@@ -207,7 +208,7 @@ def _split_shortlist(tokens: Any, num_tokens: int, scoring: Any, scratch: Any) -
     return num_inner
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _finish_sentence(nodes: Any, totals: Any, scoring: Any, lm: Any, notes: Any) -> bool:
     """Multiply ``totals`` by what the end adds; false, and nothing done, where no prefix can end here."""
     states, lm_states, _ = notes
@@ -231,7 +232,7 @@ def _finish_sentence(nodes: Any, totals: Any, scoring: Any, lm: Any, notes: Any)
     return True
 
 
-@njit(cache=True, nogil=True)
+@compiled_inner
 def _extend(
     tree: Any,
     nodes: Any,
@@ -293,7 +294,7 @@ def _extend(
     return count, best
 
 
-@njit(cache=True, nogil=True)
+@compiled_inner
 def _describe(
     nodes: Any,
     next_nodes: Any,
@@ -319,7 +320,7 @@ def _describe(
             beam[FACTOR, position] = factors[child, _TOKEN_FACTOR]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def scored_search(
     log_probs: Any,
     blank: int,

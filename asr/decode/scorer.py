@@ -2,15 +2,17 @@
 
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from asr.decode.arpa import SPACE, UNKNOWN_WORD
-from asr.decode.hotwords import OTHER, Hotwords
-from asr.decode.lexicon import BETWEEN_WORDS, Lexicon, TokenSpellings
+from asr.decode.arpa import SPACE, SPECIAL_WORDS, UNKNOWN_WORD
+from asr.decode.hotwords import OTHER, Hotwords, read_hotwords
+from asr.decode.lexicon import BETWEEN_WORDS, Lexicon, TokenSpellings, read_lexicon
 from asr.decode.ngram import NgramModel, NgramTables
 from asr.decode.scored_kernels import NO_LM, NONE, TOKEN_LM, WORD_LM, Scoring
 from asr.decode.search_kernels import SMALLEST
@@ -49,7 +51,7 @@ class Weights:
         alpha: weight of the language model's natural-log probability.
         beta: nats added for every word.
         unknown_penalty: nats added, beside the model's own score of ``<unk>``, for every word that it does
-            not know.
+            not know; without a model, for every word that is not in the lexicon.
 
     Raises:
         ConfigError: alpha below 0 or unknown_penalty above 0.
@@ -125,6 +127,73 @@ class Scorer:
         )
 
 
+def make_scorer(
+    tokenizer: Tokenizer,
+    *,
+    lexicon_path: str | None = None,
+    vocabulary: Vocabulary = "open",
+    lm_path: str | None = None,
+    lm_unit: LmUnit = "word",
+    alpha: float = 0.0,
+    beta: float = 0.0,
+    unknown_penalty: float = 0.0,
+    phrases: Mapping[str, float] | None = None,
+    phrase_path: str | None = None,
+    phrase_weight: float = 1.0,
+) -> Scorer | None:
+    """A scorer from files; None where there is nothing to score.
+
+    Args:
+        lexicon_path: a file with one word a line; for a word LM, its own words where not given.
+        lm_path: an ARPA file, plain or gzip.
+        phrases: bonus of each hotword.
+        phrase_path, phrase_weight: see :func:`asr.decode.hotwords.read_hotwords`.
+
+    Raises:
+        AsrError: a file is missing or damaged, or does not fit the tokenizer; one line that names it.
+    """
+    hotwords = dict(phrases or {})
+    if phrase_path is not None:
+        hotwords |= read_hotwords(Path(phrase_path), phrase_weight)
+    if lexicon_path is None and lm_path is None and not hotwords:
+        return None
+    lm = None if lm_path is None else NgramModel.load(lm_path)
+    lexicon = None
+    if lexicon_path is not None:
+        lexicon = Lexicon.build(read_lexicon(Path(lexicon_path)), tokenizer, lexicon_path)
+    elif lm is not None and lm_unit == "word":
+        lexicon = Lexicon.build(set(lm.vocabulary) - set(SPECIAL_WORDS), tokenizer, str(lm_path))
+    if lm is not None and lm_unit == "word" and lexicon is not None and lexicon_path is not None:
+        _warn_of_unknown_words(lexicon, lm, lexicon_path)
+    return Scorer(
+        tokenizer,
+        lexicon=lexicon,
+        vocabulary=vocabulary,
+        lm=lm,
+        lm_unit=lm_unit,
+        weights=Weights(alpha, beta, unknown_penalty),
+        hotwords=Hotwords(hotwords, tokenizer) if hotwords else None,
+    )
+
+
+def _warn_of_unknown_words(lexicon: Lexicon, lm: NgramModel, path: str) -> None:
+    """Say how many words of the lexicon the model does not know.
+
+    Raises:
+        ConfigError: it knows none.
+    """
+    unknown = [word for word in lexicon.words if lm.word_id(word) == lm.unknown_id]
+    if not unknown:
+        return
+    message = (
+        f"{path}: {len(unknown) / len(lexicon.words):.1%} of its {len(lexicon.words)} words are unknown to the "
+        f"language model, e.g. {', '.join(map(repr, unknown[:3]))}"
+    )
+    if len(unknown) == len(lexicon.words):
+        raise ConfigError(f"{message}; lexicon and model are not of one language or case")
+    log.warning("%s", message)
+
+
 @dataclass(frozen=True, slots=True)
 class _WordTables:
     """See :class:`asr.decode.scored_kernels.Scoring`. One state more than the lexicon has: outside it."""
@@ -138,13 +207,15 @@ class _WordTables:
 
 def _word_tables(lexicon: Lexicon, is_open: bool, lm: NgramModel | None, weights: Weights) -> _WordTables:
     lm_words = np.zeros(len(lexicon.words), np.int32)
-    unknown_gain, gains = weights.unknown_penalty, np.zeros(len(lexicon.words))
+    # Where no words are known at all, none is unknown.
+    penalty = weights.unknown_penalty if lexicon.words else 0.0
+    unknown_gain, gains = penalty, np.zeros(len(lexicon.words))
     anticipated = gains.copy()
     unknown_word = 0
     if lm is not None:
         unknown_word = lm.unknown_id
         lm_words = np.array([lm.word_id(word) for word in lexicon.words], np.int32)
-        gains = np.where(lm_words == unknown_word, weights.unknown_penalty, 0.0)
+        gains = np.where(lm_words == unknown_word, penalty, 0.0)
         unigrams = weights.alpha * _LN10 * lm.unigram_log10_probs.astype(np.float64)
         anticipated = gains + unigrams[lm_words]
         unknown_gain += unigrams[unknown_word]
@@ -153,7 +224,7 @@ def _word_tables(lexicon: Lexicon, is_open: bool, lm: NgramModel | None, weights
         ahead = np.maximum(ahead, unknown_gain)
     ahead[BETWEEN_WORDS] = 0.0
     finish_words = np.full(len(ahead), unknown_word if is_open else NONE, np.int32)
-    finish_gains = np.full(len(ahead), weights.beta + weights.unknown_penalty)
+    finish_gains = np.full(len(ahead), weights.beta + penalty)
     finish_words[lexicon.word_states] = lm_words
     finish_gains[lexicon.word_states] = weights.beta + gains
     num_edges = np.diff(lexicon.first_edge)

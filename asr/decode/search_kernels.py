@@ -12,10 +12,25 @@ be looked up for them, and nodes are made for the few that survive the frame.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numba import njit
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compile ``function`` so that threads run it side by side, and keep the result on disk."""
+    return njit(cache=True, nogil=True)(function)
+
+
+def compiled_inner(function: Callable[..., Any]) -> Any:
+    """:func:`compiled`, for inner functions, which must create no arrays.
+
+    They go without the counting of references to arrays, which costs more than the search itself.
+    """
+    return njit(cache=True, nogil=True, forceinline=True, _nrt=False)(function)
+
 
 ROOT = 0
 """The node of the empty prefix."""
@@ -40,13 +55,13 @@ _INITIAL_NODES = 1024
 _ROOM = 256
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def new_tree() -> Any:
     """``(nodes, columns)`` int32 with the empty prefix in place."""
     return np.full((_INITIAL_NODES, NUM_COLUMNS), NONE, np.int32)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def grown(rows: Any, needed: int) -> Any:
     """A copy of a two-dimensional array with twice the rows and room for ``needed``."""
     larger = np.empty((max(2 * rows.shape[0], needed), rows.shape[1]), rows.dtype)
@@ -54,7 +69,7 @@ def grown(rows: Any, needed: int) -> Any:
     return larger
 
 
-@njit(cache=True, nogil=True)
+@compiled_inner
 def find_child(tree: Any, node: int, token: int) -> int:
     """The child of ``node`` by ``token``, or ``NONE``."""
     child = tree[node, FIRST_CHILD]
@@ -63,7 +78,7 @@ def find_child(tree: Any, node: int, token: int) -> int:
     return child
 
 
-@njit(cache=True, nogil=True)
+@compiled_inner
 def add_child(tree: Any, num_nodes: int, node: int, token: int) -> int:
     """Write node ``num_nodes`` as the child of ``node`` by ``token``; the tree must have room."""
     child = num_nodes
@@ -76,7 +91,7 @@ def add_child(tree: Any, num_nodes: int, node: int, token: int) -> int:
     return child
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def read_prefix(tree: Any, node: int, tokens: Any) -> int:
     """Write the tokens of a prefix into ``tokens``; returns how many."""
     length = 0
@@ -91,7 +106,7 @@ def read_prefix(tree: Any, node: int, tokens: Any) -> int:
     return length
 
 
-@njit(cache=True, nogil=True)
+@compiled_inner
 def kth_largest(values: Any, count: int, k: int) -> float:
     """The ``k``-th largest (from 1) of the first ``count`` values, which are reordered (quickselect)."""
     low, high, rank = 0, count - 1, k - 1
@@ -116,7 +131,7 @@ def kth_largest(values: Any, count: int, k: int) -> float:
     return values[rank]
 
 
-@njit(cache=True, nogil=True)
+@compiled_inner
 def survivors(masses: Any, count: int, limit: int, floor: float, scratch: Any, kept: Any) -> int:
     """Write the indices of the best candidates into ``kept``, in their order; returns how many.
 
@@ -146,7 +161,7 @@ def survivors(masses: Any, count: int, limit: int, floor: float, scratch: Any, k
     return num_kept
 
 
-@njit(cache=True, nogil=True)
+@compiled_inner
 def shortlist(
     row: Any, blank: int, max_tokens: int, token_gap: float, tokens: Any, probs: Any, scratch: Any
 ) -> int:
@@ -198,7 +213,7 @@ def shortlist(
     return count
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def new_beam(beam_width: int) -> Any:
     """``(rows, beam_width)`` float64 that holds the empty prefix."""
     beam = np.zeros((4, beam_width))
@@ -207,7 +222,7 @@ def new_beam(beam_width: int) -> Any:
     return beam
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def new_candidates(beam_width: int) -> Any:
     """Links ``(candidates, 2)``, masses, scratch and kept indices, each ``(candidates,)``."""
     capacity = 2 * beam_width + _ROOM
@@ -215,7 +230,7 @@ def new_candidates(beam_width: int) -> Any:
     return links, np.empty(capacity), np.empty(capacity), np.empty(capacity, np.int32)
 
 
-@njit(cache=True, nogil=True)
+@compiled_inner
 def stay(
     tree: Any,
     nodes: Any,
@@ -258,19 +273,20 @@ def stay(
     return best, smallest
 
 
-@njit(cache=True, nogil=True)
+@compiled_inner
 def compact(
     links: Any, masses: Any, count: int, beam_width: int, floor: float, scratch: Any, kept: Any
 ) -> int:
     """Keep the ``beam_width`` best candidates and their order; returns how many there are."""
     count = survivors(masses, count, beam_width, floor, scratch, kept)
     for position in range(count):
-        links[position] = links[kept[position]]
+        links[position, ORIGIN] = links[kept[position], ORIGIN]
+        links[position, ADDED] = links[kept[position], ADDED]
         masses[position] = masses[kept[position]]
     return count
 
 
-@njit(cache=True, nogil=True)
+@compiled_inner
 def smallest_of(values: Any, count: int) -> float:
     smallest = np.inf
     for index in range(count):
@@ -278,7 +294,7 @@ def smallest_of(values: Any, count: int) -> float:
     return smallest
 
 
-@njit(cache=True, nogil=True)
+@compiled_inner
 def renew(
     tree: Any,
     num_nodes: int,
@@ -315,7 +331,7 @@ def renew(
     return num_nodes
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def write_best(
     tree: Any,
     nodes: Any,
@@ -337,7 +353,7 @@ def write_best(
     return num_hypotheses
 
 
-@njit(cache=True, nogil=True)
+@compiled_inner
 def _extend(
     tree: Any,
     nodes: Any,
@@ -378,7 +394,7 @@ def _extend(
     return count, best
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def prefix_search(
     log_probs: Any,
     blank: int,
