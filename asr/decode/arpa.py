@@ -28,7 +28,7 @@ SPACE = "<space>"
 
 MAX_ORDER = 10
 
-_BLOCK_LINES = 65536
+_BLOCK_LINES = 4096  # larger ones cost more: their many small lists outlive several garbage collections
 _KENLM_BINARY = b"mmap lm "
 
 
