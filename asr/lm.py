@@ -67,6 +67,7 @@ def estimate_model(config: LmConfig) -> None:
             discount_fallback=config.discount_fallback,
             memory_bytes=int(config.memory_gib * 2**30),
             scratch_folder=None if config.scratch_dir is None else Path(config.scratch_dir),
+            report=lambda stage: progress.update(task, description=stage),
         )
     _show(summary, output, console)
     if config.exclude:

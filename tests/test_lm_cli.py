@@ -138,6 +138,7 @@ def test_discounts_that_cannot_be_estimated_are_said(text, tmp_path, run):
         (["text=RESERVED", "output=lm.arpa", "normalise=false"], "reserved.txt: line 2: <s> has a meaning"),
         (["text=MANIFEST", "output=lm.arpa"], 'bad.jsonl: line 2: not a manifest line with a "text"'),
         (["text=ZIP", "output=lm.arpa"], "cannot read"),
+        (["text=TEXT", "output=lm.arpa", "scratch_dir=gone"], "temporary files in gone: No such file"),
         (["text=TEXT", "output=lm.arpa", "vocabulary=EMPTY"], "empty.txt: holds no word"),
     ],
 )

@@ -7,9 +7,10 @@ word that follows, that number is the key of the next longer n-gram, so keys of 
 runs, and runs are merged by ranges of keys: the classic external sort.
 """
 
+import os
 from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +28,13 @@ BYTES_PER_POSITION = 64
 
 _WRITE_TOKENS = 1 << 20
 
+Report = Callable[[str], object]
+"""Told what is being done, in words for the user."""
+
+
+def silent(stage: str) -> None:
+    """The :data:`Report` of those who do not wait."""
+
 
 class Scratch:
     """A folder of arrays that are mapped into memory, and written back to disk when memory is short."""
@@ -41,9 +49,12 @@ class Scratch:
 
     def zeros(self, length: int, dtype: Any) -> np.ndarray:
         path = self.path()
-        path.touch()
-        with path.open("r+b") as file:
-            file.truncate(length * np.dtype(dtype).itemsize)
+        num_bytes = length * np.dtype(dtype).itemsize
+        with path.open("wb") as file:
+            if num_bytes and hasattr(os, "posix_fallocate"):
+                # A full disk is an error here; later, writing to mapped memory, it would end the process.
+                os.posix_fallocate(file.fileno(), 0, num_bytes)
+            file.truncate(num_bytes)
         return self.open(path, dtype)
 
     def store(self, values: np.ndarray) -> np.ndarray:
@@ -86,16 +97,22 @@ class _Run(NamedTuple):
 
 
 def count_ngrams(
-    sentences: Iterable[Sequence[str]], order: int, scratch: Scratch, block_positions: int = 1 << 24
+    sentences: Iterable[Sequence[str]],
+    order: int,
+    scratch: Scratch,
+    block_positions: int = 1 << 24,
+    report: Report = silent,
 ) -> TextCounts:
     """Count the n-grams up to ``order`` of sentences, with ``<s>`` before and ``</s>`` after each.
 
     Args:
         block_positions: how many positions of the text are sorted in memory at a time.
+        report: told what is being done.
 
     Raises:
         LanguageModelError: when there is no sentence, or one holds a word with a meaning of its own.
     """
+    report("reading")
     token_path = scratch.path()
     words, num_sentences = _write_tokens(sentences, token_path)
     if num_sentences == 0:
@@ -108,6 +125,7 @@ def count_ngrams(
         ranks[begin:end] = tokens[begin:end]
     orders = [OrderCounts(np.arange(len(words)), counts)]
     for length in range(2, order + 1):
+        report(f"counting {length}-grams")
         orders.append(_count_order(tokens, ranks, length, len(words), scratch, block_positions))
         if length < order:
             _rank(tokens, ranks, length, len(words), orders[-1].keys, block_positions)

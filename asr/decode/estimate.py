@@ -13,11 +13,10 @@ The arrays live in files that are mapped into memory; each step runs through the
 only the order below.
 """
 
-import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any, NamedTuple
 
 import numba
@@ -28,16 +27,16 @@ from asr.decode.counting import (
     BYTES_PER_POSITION,
     START_ID,
     OrderCounts,
+    Report,
     Scratch,
     TextCounts,
     count_ngrams,
+    silent,
 )
 
 _BLOCK_NGRAMS = 1 << 18
 _LOG10_ZERO = -99.0
 _NUM_SPECIAL = len(SPECIAL_WORDS)
-
-_log = logging.getLogger(__name__)
 
 
 def _compile(function: Callable[..., Any]) -> Any:
@@ -99,6 +98,7 @@ def estimate(
     discount_fallback: bool = True,
     memory_bytes: int = 1 << 30,
     scratch_folder: Path | None = None,
+    report: Report = silent,
 ) -> Summary:
     """Estimate a model from sentences and write it as an ARPA file.
 
@@ -115,6 +115,7 @@ def estimate(
             an error.
         memory_bytes: about how much memory sorting may use.
         scratch_folder: where temporary files go; the system's folder for them when not given.
+        report: told what is being done.
 
     Raises:
         LanguageModelError: for an empty text or reserved words in it, thresholds that contradict each
@@ -123,19 +124,23 @@ def estimate(
     if not 1 <= order <= MAX_ORDER:
         raise LanguageModelError(f"order={order} must be between 1 and {MAX_ORDER}")
     thresholds = _thresholds(prune, order)
-    with TemporaryDirectory(dir=scratch_folder, ignore_cleanup_errors=True) as folder:
-        scratch = Scratch(Path(folder))
-        counts = count_ngrams(sentences, order, scratch, max(1, memory_bytes // BYTES_PER_POSITION))
-        levels = _levels(counts, thresholds, _allowed(counts, vocabulary, max_words), scratch)
-        summaries = []
-        lower = _uniform(levels[0])
-        for length, level in enumerate(levels, start=1):
-            summaries.append(_summary(level, length, discount_fallback))
-            _fill(level, lower, np.array([0.0, *summaries[-1].discounts]))
-            lower = level
-        levels[0].probs[START_ID] = 1  # it is given, never predicted
-        num_kept = [summary.num_kept for summary in summaries]
-        write_arpa(output, counts.words, num_kept, (_blocks(levels[:n], counts) for n in range(1, order + 1)))
+    num_positions = max(1, memory_bytes // BYTES_PER_POSITION)
+    try:
+        with TemporaryDirectory(dir=scratch_folder, ignore_cleanup_errors=True) as folder:
+            scratch = Scratch(Path(folder))
+            counts = count_ngrams(sentences, order, scratch, num_positions, report)
+            report("estimating")
+            levels = _levels(counts, thresholds, _allowed(counts, vocabulary, max_words), scratch)
+            summaries = _fill_all(levels, discount_fallback)
+            report("writing")
+            num_kept = [summary.num_kept for summary in summaries]
+            sections = (_blocks(levels[:length], counts) for length in range(1, order + 1))
+            write_arpa(output, counts.words, num_kept, sections)
+    except OSError as error:
+        raise LanguageModelError(
+            f"temporary files in {scratch_folder or gettempdir()}: {error.strerror or error}; "
+            "choose another folder (scratch_dir)"
+        ) from None
     return Summary(counts.num_sentences, counts.num_tokens, tuple(summaries))
 
 
@@ -216,6 +221,18 @@ def _adjust(levels: Sequence[_Level], orders: Sequence[OrderCounts]) -> None:
             _count_rows(levels[index + 1].suffixes, level.adjusted)
             level.adjusted[begin:end] = order_counts.counts[begin:end]
     levels[0].adjusted[START_ID] = 0
+
+
+def _fill_all(levels: Sequence[_Level], discount_fallback: bool) -> list[OrderSummary]:
+    """Fill in all probabilities and back-off weights, from the lowest order up."""
+    summaries = []
+    lower = _uniform(levels[0])
+    for length, level in enumerate(levels, start=1):
+        summaries.append(_summary(level, length, discount_fallback))
+        _fill(level, lower, np.array([0.0, *summaries[-1].discounts]))
+        lower = level
+    levels[0].probs[START_ID] = 1  # it is given, never predicted
+    return summaries
 
 
 def _uniform(unigrams: _Level) -> _Level:
