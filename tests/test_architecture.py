@@ -17,7 +17,7 @@ RANKS = {
     3: ["datamodule", "module", "callbacks", "recogniser"],
     4: ["build", "longform", "report"],
     5: ["checkpoint", "cli", "evaluation"],
-    6: ["train", "evaluate", "transcribe", "prepare", "doctor", "tune", "explain", "compare"],
+    6: ["train", "evaluate", "transcribe", "prepare", "doctor", "tune", "lm", "explain", "compare"],
 }
 RANK = {"": 0} | {name: rank for rank, names in RANKS.items() for name in names}
 ENTRY_POINTS = set(RANKS[6])
