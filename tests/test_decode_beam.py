@@ -243,6 +243,23 @@ def test_where_both_find_the_best_path_words_equal_the_greedy_ones() -> None:
 # ------------------------------------------------------------------ bad input
 
 
+def test_greedy_finds_the_same_alone_and_in_a_batch() -> None:
+    """A batch takes the compiled pass, a single utterance does not."""
+    emissions = Emissions(random_log_probs(7, 5, 30, 4), torch.tensor([30, 0, 1, 17, 30]))
+    decoder = GreedyDecoder(FIRST_BLANK, 0.04)
+    alone = [
+        decoder.decode(Emissions(frames[None], length[None]))[0]
+        for frames, length in zip(emissions.log_probs, emissions.log_prob_lengths, strict=True)
+    ]
+    for ours, theirs in zip(decoder.decode(emissions), alone, strict=True):
+        assert (ours.token_ids, ours.token_frames) == (theirs.token_ids, theirs.token_frames)
+        assert ours.score == pytest.approx(theirs.score, abs=1e-5)
+        assert [word.text for word in ours.words] == [word.text for word in theirs.words]
+        for word, other in zip(ours.words, theirs.words, strict=True):
+            assert (word.start_seconds, word.end_seconds) == (other.start_seconds, other.end_seconds)
+            assert word.confidence == pytest.approx(other.confidence, rel=1e-5)
+
+
 @pytest.mark.parametrize("make", [BeamDecoder, GreedyDecoder])
 def test_nan_is_named_with_its_utterance_and_frame(make: type) -> None:
     log_probs = random_log_probs(0, 2, 6, 4)

@@ -1,10 +1,27 @@
 """Best-path decoding (Graves et al. 2006, section 3.2): fast, no search, no language model."""
 
+from typing import NamedTuple
+
 import numpy as np
+from numpy.typing import NDArray
 
 from asr.decode.decoder import unusable_frame, words_from_tokens
 from asr.records import Emissions, Hypothesis
 from asr.tokenizer import Tokenizer
+
+
+class BestPath(NamedTuple):
+    """The collapsed best path of one utterance.
+
+    - ``token_ids``, ``starts``, ``ends``: each token, its first and its last frame
+    - ``peaks``: its highest log-probability; ``score``: that of the whole path
+    """
+
+    token_ids: list[int]
+    starts: list[int]
+    ends: list[int]
+    peaks: list[float]
+    score: float
 
 
 class GreedyDecoder:
@@ -25,31 +42,78 @@ class GreedyDecoder:
         Raises:
             DecodeError: the log-probabilities hold NaN.
         """
+        return [self._hypothesis(path) for path in self.best_paths(emissions)]
+
+    def best_paths(self, emissions: Emissions) -> list[BestPath]:
+        """The collapsed best path of each utterance.
+
+        Raises:
+            DecodeError: the log-probabilities hold NaN.
+        """
+        # A single recording is not worth the time that loading compiled code takes.
+        if emissions.log_probs.is_cpu and len(emissions.log_probs) > 1:
+            return compiled_best_paths(emissions, self.tokenizer.blank_id)
         best = emissions.log_probs.detach().max(dim=2)
-        scores, labels = best.values.cpu().numpy(), best.indices.cpu().numpy()
+        scores, labels = best.values.float().cpu().numpy(), best.indices.cpu().numpy()
         return [
-            self._hypothesis(labels[index, :length], scores[index, :length], index)
+            collapse(labels[index, :length], scores[index, :length], self.tokenizer.blank_id, index)
             for index, length in enumerate(emissions.log_prob_lengths.tolist())
         ]
 
-    def _hypothesis(self, labels: np.ndarray, scores: np.ndarray, index: int) -> Hypothesis:
-        """Collapse one path: ``labels`` and ``scores`` are ``(frames,)``."""
-        if np.isnan(scores).any():  # the maximum of a frame that holds NaN is NaN
-            raise unusable_frame(index, int(np.isnan(scores).argmax()), "hold NaN")
-        starts = np.flatnonzero(np.diff(labels, prepend=-1))
-        ends = np.append(starts, len(labels))[1:] - 1
-        spoken = labels[starts] != self.tokenizer.blank_id
-        starts, ends = starts[spoken], ends[spoken]
-        token_ids = tuple(int(label) for label in labels[starts])
-        peaks = [
-            float(np.exp(scores[start : end + 1].max())) for start, end in zip(starts, ends, strict=True)
-        ]
+    def _hypothesis(self, path: BestPath) -> Hypothesis:
         return Hypothesis(
-            token_ids=token_ids,
-            text=self.tokenizer.decode(list(token_ids)),
-            score=float(scores.sum()),
-            token_frames=tuple(int(start) for start in starts),
+            token_ids=tuple(path.token_ids),
+            text=self.tokenizer.decode(path.token_ids),
+            score=path.score,
+            token_frames=tuple(path.starts),
             words=words_from_tokens(
-                self.tokenizer, token_ids, starts.tolist(), ends.tolist(), peaks, self.seconds_per_frame
+                self.tokenizer,
+                path.token_ids,
+                path.starts,
+                path.ends,
+                np.exp(path.peaks).tolist(),
+                self.seconds_per_frame,
             ),
         )
+
+
+def collapse(labels: NDArray[np.int64], scores: NDArray[np.float32], blank: int, index: int) -> BestPath:
+    """Collapse the path of utterance ``index``: ``labels`` and ``scores`` are ``(frames,)``."""
+    if np.isnan(scores).any():  # the maximum of a frame that holds NaN is NaN
+        raise unusable_frame(index, int(np.isnan(scores).argmax()), "hold NaN")
+    starts = np.flatnonzero(np.diff(labels, prepend=-1))
+    ends = np.append(starts, len(labels))[1:] - 1
+    spoken = labels[starts] != blank
+    starts, ends = starts[spoken], ends[spoken]
+    return BestPath(
+        token_ids=labels[starts].tolist(),
+        starts=starts.tolist(),
+        ends=ends.tolist(),
+        peaks=[float(scores[start : end + 1].max()) for start, end in zip(starts, ends, strict=True)],
+        score=float(scores.sum(dtype=np.float64)),
+    )
+
+
+def compiled_best_paths(emissions: Emissions, blank: int) -> list[BestPath]:
+    """The same in one pass over log-probabilities in the CPU's memory."""
+    from asr.decode.best_path_kernel import best_path
+
+    log_probs = np.ascontiguousarray(emissions.log_probs.detach().float().numpy())
+    num_frames = log_probs.shape[1]
+    tokens, starts, ends = (np.empty(num_frames, np.int64) for _ in range(3))
+    peaks, result = np.empty(num_frames), np.empty(1)
+    paths = []
+    for index, length in enumerate(emissions.log_prob_lengths.tolist()):
+        count = best_path(log_probs[index, :length], blank, tokens, starts, ends, peaks, result)
+        if count < 0:
+            raise unusable_frame(index, -1 - count, "hold NaN")
+        paths.append(
+            BestPath(
+                tokens[:count].tolist(),
+                starts[:count].tolist(),
+                ends[:count].tolist(),
+                peaks[:count].tolist(),
+                float(result[0]),
+            )
+        )
+    return paths
