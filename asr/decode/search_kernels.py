@@ -29,7 +29,7 @@ def compiled_inner(function: Callable[..., Any]) -> Any:
 
     They go without the counting of references to arrays, which costs more than the search itself.
     """
-    return njit(cache=True, nogil=True, forceinline=True, _nrt=False)(function)
+    return njit(cache=True, nogil=True, forceinline=True, _nrt=False)(function)  # type: ignore[call-overload]  # numba knows it, its types do not
 
 
 ROOT = 0
