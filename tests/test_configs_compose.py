@@ -16,11 +16,13 @@ from asr.config import (
     KINDS,
     EvaluateConfig,
     ExplainConfig,
+    LmConfig,
     PrepareConfig,
     TextConfig,
     TrainConfig,
     TranscribeConfig,
 )
+from asr.decode.estimate import estimate
 from asr.errors import ConfigError
 
 ROOT = Path(CONFIG_DIR)
@@ -30,6 +32,7 @@ COMMANDS = {
     "transcribe": TranscribeConfig,
     "prepare": PrepareConfig,
     "explain": ExplainConfig,
+    "lm": LmConfig,
 }
 CHOICES = sorted(str(path.relative_to(ROOT).with_suffix("")) for path in ROOT.glob("*/*.yaml"))
 GROUP_CHOICES = [choice for choice in CHOICES if not choice.startswith("experiment/")]
@@ -61,11 +64,19 @@ def build_everything(config: TrainConfig) -> None:
     assert len(decoder.decode(emissions)) == 1
 
 
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("lm") / "words.arpa"
+    estimate([text.split() for text in TEXTS], output, order=2)
+    return output
+
+
 @pytest.mark.parametrize("choice", GROUP_CHOICES)
-def test_every_choice_composes_and_builds(choice: str) -> None:
+def test_every_choice_composes_and_builds(choice: str, language_model: Path) -> None:
     group, name = choice.split("/")
+    needed = [f"decoder.lm={language_model}"] if choice == "decoder/beam_lm" else []
     small = [] if group == "model" else ["model=tiny"]
-    config = compose_config("train", TrainConfig, [f"{group}={name}", *small])
+    config = compose_config("train", TrainConfig, [f"{group}={name}", *small, *needed])
     chosen = getattr(config, group)
     assert type(chosen) in KINDS[group].values()
     build_everything(config)
@@ -89,6 +100,7 @@ def test_there_are_experiments() -> None:
         ("transcribe", ["checkpoint=a", "inputs=[a.wav]"]),
         ("prepare", ["corpus=demo"]),
         ("explain", ["probs=a.csv"]),
+        ("lm", ["text=a.txt", "output=a.arpa"]),
     ],
 )
 def test_every_other_command_composes(command: str, needed: list[str]) -> None:
@@ -128,7 +140,7 @@ def test_every_option_of_a_command_is_shown_and_explained(command: str) -> None:
     known = {field.name for field in dataclasses.fields(COMMANDS[command])} - groups
     shown = set(options_of(path))
     assert known == shown
-    if command != "prepare":  # whose --help is made of what each corpus says about its options
+    if command not in {"prepare", "lm"}:  # their --help explains each option, and has tests of its own
         assert shown - {"text"} <= documented(path)
     if command == "train":
         assert {field.name for field in dataclasses.fields(TextConfig)} <= documented(path)
