@@ -424,8 +424,8 @@ class BeamConfig(DecoderConfig):
 
     kind: str = "beam"
     beam_width: int = 50
-    score_gap: float = 15.0
-    token_gap: float = 10.0
+    score_gap: float = 12.0
+    token_gap: float = 8.0
     max_tokens: int | None = None
     num_threads: int | None = None
     lexicon: str | None = None
@@ -452,7 +452,7 @@ class BeamLmConfig(BeamConfig):
     lm: str = REQUIRED
     lm_unit: str = "word"
     alpha: float = 0.5
-    beta: float = 0.5
+    beta: float = 1.0
     vocabulary: str = "open"
     unknown_penalty: float = -5.0
 

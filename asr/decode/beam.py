@@ -35,8 +35,8 @@ class Pruning:
     """
 
     beam_width: int = 50
-    score_gap: float = 15.0
-    token_gap: float = 10.0
+    score_gap: float = 12.0
+    token_gap: float = 8.0
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
