@@ -41,7 +41,13 @@ WARM_UP_STEPS = 5
 
 def compose(overrides: list[str], run_dir: str) -> TrainConfig:
     register_schemas("train", TrainConfig)
-    fixed = ["trainer.accelerator=cpu", "trainer.progress_bar=false", f"run_dir={run_dir}"]
+    # float32 on both sides: the bare loop has no autocast.
+    fixed = [
+        "trainer.accelerator=cpu",
+        "trainer.precision=32",
+        "trainer.progress_bar=false",
+        f"run_dir={run_dir}",
+    ]
     with hydra.initialize_config_dir(CONFIG_DIR, version_base="1.3"):
         config: TrainConfig = to_typed(hydra.compose("train", [*fixed, *overrides]))
     return config
