@@ -143,7 +143,7 @@ def place_windows(windows: Iterable[Window], plan: WindowPlan) -> Iterator[Place
         first_frame, waveform = number * plan.hop_frames, window.waveform
         num_missing = plan.window_frames - len(waveform) // plan.frame_samples
         if window.is_last and previous is not None and num_missing > 0:
-            num_frames = min(num_missing, plan.hop_frames)
+            num_frames = min(num_missing, plan.hop_frames - 1)  # each window begins after the one before
             hop_samples = plan.hop_frames * plan.frame_samples
             before = previous[hop_samples - num_frames * plan.frame_samples : hop_samples]
             first_frame, waveform = first_frame - num_frames, torch.cat([before, waveform])
