@@ -14,7 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
 
 from asr.errors import TrainingError
@@ -116,6 +116,14 @@ class KeepBestAndLast(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_wer = state_dict["best_wer"]
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar with the loss and the dev WER, without the name of the logger's folder."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        shown = super().get_metrics(trainer, pl_module)
+        return {name: value for name, value in shown.items() if name != "v_num"}
 
 
 class SaveOnInterrupt(Callback):

@@ -15,7 +15,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import yaml
-from lightning.pytorch.callbacks import Callback, EarlyStopping, Timer, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, Timer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from rich.console import Console
 
@@ -26,6 +26,7 @@ from asr.callbacks import (
     Interrupted,
     KeepBestAndLast,
     MetricsFile,
+    ProgressBar,
     SaveOnInterrupt,
 )
 from asr.cli import launch, setup_logging
@@ -320,7 +321,7 @@ def make_callbacks(config: TrainConfig, run_dir: Path) -> list[Callback]:
         SaveOnInterrupt(folder / checkpoint.LAST),
     ]
     if options.progress_bar and sys.stderr.isatty():
-        callbacks.append(TQDMProgressBar(refresh_rate=5))
+        callbacks.append(ProgressBar(refresh_rate=5))
     if options.max_minutes is not None:
         callbacks.append(Timer(timedelta(minutes=options.max_minutes), interval="step", verbose=False))
     if options.early_stopping_epochs is not None:
