@@ -34,7 +34,7 @@ format: $(INSTALLED)  ## Rewrite the sources in the house style
 test: lint  ## Linters and the whole test suite
 	@$(BIN)/python -m pytest -n $(TEST_PROCESSES)
 
-bench: $(INSTALLED)  ## Every benchmark, one after the other; tables and JSON below runs/bench
+bench: $(INSTALLED)  ## Every benchmark, one after the other: tables and JSON
 	@for script in scripts/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:  ## Remove caches, runs and prepared corpora; keeps .venv

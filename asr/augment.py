@@ -24,13 +24,11 @@ class WaveformAugmenter:
     """Speed perturbation (Ko et al., Interspeech 2015) and level change, one utterance at a time.
 
     Args:
-        sample_rate: Hz.
         speed_factors: one is drawn per call; 1.1 makes the audio play 10 % faster and higher.
         gain_db: the level changes by a uniform number of decibels within ± this.
     """
 
-    def __init__(self, *, sample_rate: int, speed_factors: list[float], gain_db: float) -> None:
-        self.sample_rate = sample_rate
+    def __init__(self, *, speed_factors: list[float], gain_db: float) -> None:
         self.speed_factors = list(speed_factors)
         self.gain_db = gain_db
 

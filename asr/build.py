@@ -72,9 +72,7 @@ def make_augmenters(
     config: AugmentConfig, features: SpectralFeatures
 ) -> tuple[WaveformAugmenter, SpecAugment]:
     """What changes waveforms (in the loader) and what masks features (on the device)."""
-    on_waveforms = WaveformAugmenter(
-        sample_rate=features.sample_rate, speed_factors=config.speed_factors, gain_db=config.gain_db
-    )
+    on_waveforms = WaveformAugmenter(speed_factors=config.speed_factors, gain_db=config.gain_db)
     on_features = SpecAugment(
         num_time_masks=config.num_time_masks,
         max_time_frames=round(config.time_mask_seconds / features.hop_seconds),

@@ -204,6 +204,8 @@ class BiLstmConfig(ModelConfig):
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
+        if not self.conv_channels:
+            raise ConfigError("model.conv_channels is empty: the encoder needs at least one convolution")
         for name in ("conv_channels", "conv_kernels", "conv_strides"):
             if len(getattr(self, name)) != len(self.conv_channels):
                 raise ConfigError(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 import shlex
 import sys
 import warnings
@@ -20,6 +21,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from rich.console import Console
 
 from asr import build, checkpoint, optim
+from asr.audio import seconds_to_samples
 from asr.callbacks import (
     AtomicCheckpointIO,
     EpochLine,
@@ -177,7 +179,8 @@ def unlearnable(
     rate = acoustic_model.features.sample_rate
 
     def num_frames(seconds: float) -> int:
-        return int(acoustic_model.output_lengths(torch.tensor([int(seconds / speed * rate)]))[0])
+        num_samples = math.ceil(seconds_to_samples(seconds, rate) / speed)
+        return int(acoustic_model.output_lengths(torch.tensor([num_samples]))[0])
 
     def reason(example: Example) -> str | None:
         return unlearnable_reason(

@@ -15,8 +15,8 @@ from asr.records import Features
 FACTORS = [0.9, 1.0, 1.1]
 
 
-def augmenter(factors: list[float], gain_db: float = 0.0, sample_rate: int = 16000) -> WaveformAugmenter:
-    return WaveformAugmenter(sample_rate=sample_rate, speed_factors=factors, gain_db=gain_db)
+def augmenter(factors: list[float], gain_db: float = 0.0) -> WaveformAugmenter:
+    return WaveformAugmenter(speed_factors=factors, gain_db=gain_db)
 
 
 def tone(hertz: float, num_samples: int = 16000) -> Tensor:

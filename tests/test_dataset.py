@@ -64,7 +64,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
 def dataset(
     examples: list[Example], *, augmented: bool = True, cache_bytes: int = 0, sample_rate: int = RATE
 ) -> SpeechDataset:
-    augment = WaveformAugmenter(sample_rate=sample_rate, speed_factors=[0.9, 1.0, 1.1], gain_db=6.0)
+    augment = WaveformAugmenter(speed_factors=[0.9, 1.0, 1.1], gain_db=6.0)
     return SpeechDataset(
         examples,
         sample_rate=sample_rate,
