@@ -1,6 +1,7 @@
 """Where to compute."""
 
 import torch
+from torch import Tensor
 
 from asr.errors import ConfigError
 
@@ -25,3 +26,24 @@ def has_fast_bf16(device_type: str) -> bool:
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+
+
+def to_host(values: Tensor) -> Tensor:
+    """``values`` in the CPU's memory, waiting for the current stream alone.
+
+    From a GPU the copy goes to page-locked memory, at the full speed of the bus and beside whatever
+    other streams compute.
+    """
+    if not values.is_cuda:
+        return values.cpu()
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host.copy_(values, non_blocking=True)
+    torch.cuda.current_stream(values.device).synchronize()
+    return host
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """``values`` of the CPU on ``device``; a GPU fetches them when its current stream gets there."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)

@@ -1,20 +1,16 @@
 """Recognise a list of utterances and score it: what training ends with and ``asr.evaluate`` does."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-from torch import Tensor
 
 from asr.dataset import Example, load_utterance, select_readable
 from asr.errors import AudioError
+from asr.pipeline import recognise_batches
 from asr.recogniser import Recogniser
 from asr.records import Hypothesis, Utterance
 from asr.report.json_report import EvaluationReport, Exclusion, build_report
 from asr.sampler import batches_by_length
-
-LOADER_THREADS = 2
 
 
 def evaluate_utterances(
@@ -46,16 +42,18 @@ def evaluate_utterances(
     )
     hypotheses: dict[int, Hypothesis] = {}
     num_done = len(excluded)
-    for indices, waveforms in _loaded(batches, readable.examples, recogniser.sample_rate):
-        good: dict[int, Tensor] = {}
-        for index, waveform in zip(indices, waveforms, strict=True):
-            if isinstance(waveform, AudioError):
-                excluded.append(Exclusion(readable.examples[index].utterance.id, str(waveform)))
+    for batch in recognise_batches(
+        recogniser,
+        batches,
+        load=lambda index: load_utterance(readable.examples[index].utterance, recogniser.sample_rate),
+        name=lambda index: readable.examples[index].utterance.id,
+    ):
+        for index, result, _ in batch:
+            if isinstance(result, AudioError):
+                excluded.append(Exclusion(readable.examples[index].utterance.id, str(result)))
             else:
-                good[index] = waveform
-        if good:
-            hypotheses |= zip(good, recogniser.recognise(list(good.values())), strict=True)
-        num_done += len(indices)
+                hypotheses[index] = result
+        num_done += len(batch)
         on_progress(num_done)
     order = sorted(hypotheses)
     return build_report(
@@ -66,26 +64,6 @@ def evaluate_utterances(
         normaliser=normaliser,
         provenance=provenance,
     )
-
-
-def _loaded(
-    batches: Sequence[Sequence[int]], examples: Sequence[Example], sample_rate: int
-) -> Iterator[tuple[Sequence[int], list[Tensor | AudioError]]]:
-    """Each batch's audio (or what is wrong with it), loaded while the batch before is recognised."""
-
-    def load(index: int) -> Tensor | AudioError:
-        try:
-            return load_utterance(examples[index].utterance, sample_rate)
-        except AudioError as error:
-            return error
-
-    with ThreadPoolExecutor(LOADER_THREADS) as pool:
-        pending = [pool.submit(load, index) for index in (batches[0] if batches else [])]
-        for number, batch in enumerate(batches):
-            waveforms = [future.result() for future in pending]
-            following = batches[number + 1] if number + 1 < len(batches) else []
-            pending = [pool.submit(load, index) for index in following]
-            yield batch, waveforms
 
 
 def _with_text(example: Example) -> Utterance:

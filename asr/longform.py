@@ -7,7 +7,7 @@ sees one continuous sequence. Its times are exact: frame ``t`` is ``t`` frames i
 
 Features that are normalised per utterance are normalised per window here, so the emissions differ
 slightly from those of the whole recording in one piece. Recordings that fit into one window need
-none of this: they go through :meth:`asr.recogniser.Recogniser.recognise` as every utterance does.
+none of this: they go through :func:`asr.pipeline.recognise_batches` as every utterance does.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +20,9 @@ import torch
 from torch import Tensor
 
 from asr.audio import Window, seconds_to_samples, stream_audio
+from asr.decode.decoder import DecodeError
 from asr.decode.greedy import GreedyDecoder
+from asr.pipeline import decode_ahead
 from asr.recogniser import Recogniser
 from asr.records import Emissions, Hypothesis, Word
 from asr.tokenizer import Tokenizer
@@ -122,14 +124,18 @@ def recognise_long(
         tokenizer,
         max_frames=int(MAX_DECODED_SECONDS / seconds_per_frame),
     )
-    return joined(
-        [
-            (first_frame, recogniser.decoder.decode(as_batch(log_probs))[0])
-            for first_frame, log_probs in stretches
-        ],
-        seconds_per_frame,
-        recogniser.normalise,
-    )
+    first_frames: list[int] = []
+
+    def batches() -> Iterator[Emissions]:
+        for first_frame, log_probs in stretches:
+            first_frames.append(first_frame)
+            yield as_batch(log_probs)
+
+    try:
+        hypotheses = [decoded[0] for decoded in decode_ahead(recogniser, batches())]
+    except DecodeError as error:
+        raise error.named(str(path)) from error
+    return joined(zip(first_frames, hypotheses, strict=True), seconds_per_frame, recogniser.normalise)
 
 
 def place_windows(windows: Iterable[Window], plan: WindowPlan) -> Iterator[PlacedWaveform]:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from asr.decode.decoder import Decoder
+from asr.device import to_device
 from asr.models.acoustic import AcousticModel
 from asr.records import Emissions, Hypothesis
 from asr.tokenizer import Tokenizer
@@ -32,14 +33,18 @@ class Recogniser:
 
     def emissions(self, waveforms: Sequence[Tensor]) -> Emissions:
         """Log-probabilities of some waveforms, each ``(samples,)``, as one batch."""
-        lengths = torch.tensor([len(waveform) for waveform in waveforms], device=self.device)
-        padded = pad_sequence(list(waveforms), batch_first=True).to(self.device)
+        lengths = torch.tensor([len(waveform) for waveform in waveforms])
+        padded = pad_sequence(list(waveforms), batch_first=True)
         with torch.inference_mode():
-            return self.acoustic_model(padded, lengths)
+            return self.acoustic_model(to_device(padded, self.device), to_device(lengths, self.device))
 
-    def recognise(self, waveforms: Sequence[Tensor]) -> list[Hypothesis]:
-        """One hypothesis per waveform, its text normalised as the training text was."""
+    def hypotheses(self, emissions: Emissions) -> list[Hypothesis]:
+        """One hypothesis per utterance of a batch, its text normalised as the training text was."""
         return [
             replace(hypothesis, text=self.normalise(hypothesis.text))
-            for hypothesis in self.decoder.decode(self.emissions(waveforms))
+            for hypothesis in self.decoder.decode(emissions)
         ]
+
+    def recognise(self, waveforms: Sequence[Tensor]) -> list[Hypothesis]:
+        """One hypothesis per waveform."""
+        return self.hypotheses(self.emissions(waveforms))

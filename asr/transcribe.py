@@ -21,7 +21,6 @@ from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import Progress
-from torch import Tensor
 
 from asr import checkpoint
 from asr.audio import AUDIO_EXTENSIONS, AudioInfo, audio_info, describe_problems, load_audio
@@ -30,6 +29,7 @@ from asr.config import TranscribeConfig
 from asr.device import choose_device
 from asr.errors import AsrError, AudioError, ConfigError
 from asr.longform import recognise_long
+from asr.pipeline import Recognised, recognise_batches
 from asr.recogniser import Recogniser
 from asr.records import Hypothesis
 from asr.report.transcripts import (
@@ -50,7 +50,6 @@ logger = logging.getLogger("asr.transcribe")  # __name__ is "__main__" under pyt
 GROUP_FILES = 256
 """So many files are batched by length together; results come in the order of the files."""
 
-LOADER_THREADS = 2
 SOME_FAILED = 1
 
 
@@ -250,8 +249,14 @@ def recognise_group(recogniser: Recogniser, config: TranscribeConfig, numbers: r
         max_utterances=len(short),
         max_seconds=config.max_batch_seconds,
     )
-    for batch in _loaded([[short[index] for index in batch] for batch in batches], recogniser.sample_rate):
-        _recognise_batch(recogniser, batch, run)
+    for batch in recognise_batches(
+        recogniser,
+        [[short[index] for index in batch] for batch in batches],
+        load=lambda item: load_audio(item.path, recogniser.sample_rate),
+        name=lambda item: str(item.path),
+    ):
+        for recognised in batch:
+            _take(recognised, run)
     for item in readable:
         if item.duration_seconds > config.window_seconds:
             _recognise_long(recogniser, config, item, run)
@@ -272,47 +277,16 @@ def _readable(numbers: range, run: "Run") -> Iterator[Readable]:
                 yield Readable(number, info.path, info.duration_seconds)
 
 
-class Loaded(NamedTuple):
-    """A recording's ``(samples,)``, or what turned out to be wrong with it."""
-
-    item: Readable
-    waveform: Tensor | AudioError
-
-
-def _loaded(batches: Sequence[Sequence[Readable]], sample_rate: int) -> Iterator[list[Loaded]]:
-    """Each batch's audio, read while the batch before is recognised."""
-
-    def load(item: Readable) -> Loaded:
-        try:
-            return Loaded(item, load_audio(item.path, sample_rate))
-        except AudioError as error:
-            return Loaded(item, error)
-
-    with ThreadPoolExecutor(LOADER_THREADS) as pool:
-        following = [pool.submit(load, item) for item in batches[0]] if batches else []
-        for number in range(len(batches)):
-            current = following
-            following = [
-                pool.submit(load, item) for batch in batches[number + 1 : number + 2] for item in batch
-            ]
-            yield [future.result() for future in current]
-
-
-def _recognise_batch(recogniser: Recogniser, batch: Sequence[Loaded], run: "Run") -> None:
-    good: list[tuple[Readable, Tensor]] = []
-    for item, waveform in batch:
-        if isinstance(waveform, AudioError):
-            run.failed(item.number, waveform)
-        else:
-            good.append((item, waveform))
-    if not good:
+def _take(recognised: Recognised[Readable], run: "Run") -> None:
+    item, result, waveform = recognised
+    if isinstance(result, AudioError):
+        run.failed(item.number, result)
         return
-    hypotheses = recogniser.recognise([waveform for _, waveform in good])
-    for (item, waveform), hypothesis in zip(good, hypotheses, strict=True):
-        if not hypothesis.text:
-            reasons = "".join(f"; it {problem.detail}" for problem in describe_problems(waveform))
-            run.warn(f"{item.path}: no words recognised{reasons}")
-        run.done(item, hypothesis)
+    if not result.text:
+        problems = [] if waveform is None else describe_problems(waveform)
+        reasons = "".join(f"; it {problem.detail}" for problem in problems)
+        run.warn(f"{item.path}: no words recognised{reasons}")
+    run.done(item, result)
 
 
 def _recognise_long(recogniser: Recogniser, config: TranscribeConfig, item: Readable, run: "Run") -> None:

@@ -15,8 +15,8 @@ RANKS = {
     1: ["audio", "manifest", "tokenizer", "features", "augment", "ctc", "device", "provenance", "english"],
     2: ["corpora", "dataset", "sampler", "models", "decode", "score", "stats", "optim"],
     3: ["datamodule", "module", "callbacks", "recogniser"],
-    4: ["build", "longform", "report"],
-    5: ["checkpoint", "cli", "evaluation"],
+    4: ["build", "pipeline", "report"],
+    5: ["checkpoint", "cli", "evaluation", "longform"],
     6: ["train", "evaluate", "transcribe", "prepare", "doctor", "tune", "lm", "explain", "compare"],
 }
 RANK = {"": 0} | {name: rank for rank, names in RANKS.items() for name in names}

@@ -347,7 +347,9 @@ def test_a_gpu_that_is_not_there(run: Command, monkeypatch: pytest.MonkeyPatch) 
 
 def test_no_words_are_a_result_with_a_warning(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        Recogniser, "recognise", lambda self, waveforms: [Hypothesis((), "", 0.0) for _ in waveforms]
+        Recogniser,
+        "hypotheses",
+        lambda self, emissions: [Hypothesis((), "", 0.0) for _ in emissions.log_probs],
     )
     soundfile.write("silent.wav", np.zeros(SAMPLE_RATE), SAMPLE_RATE)
     write("tiny.wav", 0.01)

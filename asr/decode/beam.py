@@ -15,6 +15,7 @@ from asr.decode.scored_kernels import scored_search
 from asr.decode.scorer import Scorer
 from asr.decode.search_kernels import prefix_search
 from asr.decode.token_times import token_times
+from asr.device import to_host
 from asr.errors import ConfigError
 from asr.records import Emissions, Hypothesis
 from asr.tokenizer import Tokenizer
@@ -131,7 +132,7 @@ class BeamDecoder:
                 f"the model emits {vocab_size} classes but the tokenizer has {self.tokenizer.vocab_size} "
                 "tokens: they are not of one training"
             )
-        log_probs = emissions.log_probs.detach().float().cpu().numpy()
+        log_probs = to_host(emissions.log_probs.detach().float()).numpy()
         lengths = emissions.log_prob_lengths.tolist()
         return [
             np.ascontiguousarray(frames[:length]) for frames, length in zip(log_probs, lengths, strict=True)
@@ -205,6 +206,7 @@ def _unusable(row: NDArray[np.float32], frame: int, index: int) -> DecodeError:
     if row.max() == -np.inf:
         return unusable_frame(index, frame, "are all minus infinity")
     return DecodeError(
-        f"utterance {index} of the batch: no candidate survives frame {frame}; "
-        "raise decoder.token_gap or decoder.beam_width, or allow an open vocabulary"
+        index,
+        f"no candidate survives frame {frame}; "
+        "raise decoder.token_gap or decoder.beam_width, or allow an open vocabulary",
     )

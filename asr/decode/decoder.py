@@ -9,14 +9,23 @@ from asr.tokenizer import Tokenizer
 
 
 class DecodeError(AsrError):
-    """Log-probabilities that nothing can be decoded from."""
+    """Log-probabilities that nothing can be decoded from: those of utterance ``index`` of a batch."""
+
+    def __init__(self, index: int, problem: str, name: str | None = None) -> None:
+        super().__init__(f"{name or f'utterance {index} of the batch'}: {problem}")
+        self.index = index
+        self.problem = problem
+
+    def named(self, name: str) -> "DecodeError":
+        """The same with the utterance's name."""
+        return DecodeError(self.index, self.problem, name)
 
 
 def unusable_frame(index: int, frame: int, what: str) -> DecodeError:
     """The error for a frame of utterance ``index`` of a batch from which nothing can be decoded."""
     return DecodeError(
-        f"utterance {index} of the batch: the log-probabilities of frame {frame} {what}; "
-        "the model's weights or the audio are damaged"
+        index,
+        f"the log-probabilities of frame {frame} {what}; the model's weights or the audio are damaged",
     )
 
 

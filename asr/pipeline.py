@@ -1,0 +1,165 @@
+"""Loading, forward pass and decoding of consecutive batches, all at the same time.
+
+Threads read the audio of the batch to come, the calling thread runs the model, and one more thread decodes
+what the model has done (a search has threads of its own, one per utterance, that hold no lock). On a GPU
+that thread has its own stream, which waits for the emissions that it needs and for nothing else. Few
+batches are under way at a time, so memory stays bounded.
+
+The results are those of :meth:`asr.recogniser.Recogniser.recognise`, batch by batch, in order.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from asr.decode.decoder import DecodeError
+from asr.errors import AudioError
+from asr.recogniser import Recogniser
+from asr.records import Emissions, Hypothesis
+
+LOADER_THREADS = 2
+DECODE_AHEAD = 2
+"""So many batches may wait for the decoder while the model goes on."""
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+
+
+class Recognised(NamedTuple, Generic[ItemT]):
+    """A recording and what was heard in its ``waveform`` ``(samples,)``, or why it has none."""
+
+    item: ItemT
+    result: Hypothesis | AudioError
+    waveform: Tensor | None = None
+
+
+class _Pending(NamedTuple):
+    """Emissions that the device may still be computing, and what tells when it is done."""
+
+    emissions: Emissions
+    ready: torch.cuda.Event | None
+
+
+class _DecodingThread:
+    """Decodes in a thread, on a stream of its own where the model is on a GPU."""
+
+    def __init__(self, recogniser: Recogniser) -> None:
+        self._recogniser = recogniser
+        self._stream = torch.cuda.Stream(recogniser.device) if recogniser.device.type == "cuda" else None
+
+    def pending(self, emissions: Emissions) -> _Pending:
+        """Emissions just asked of the model, to be handed to :meth:`decode`."""
+        is_on_gpu = emissions.log_probs.is_cuda
+        return _Pending(emissions, torch.cuda.current_stream().record_event() if is_on_gpu else None)
+
+    def decode(self, pending: _Pending) -> list[Hypothesis]:
+        """Their hypotheses, as soon as they are there; whatever the device does next is not waited for."""
+        if self._stream is None or pending.ready is None:
+            return self._recogniser.hypotheses(pending.emissions)
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(pending.ready)
+            return self._recogniser.hypotheses(pending.emissions)
+
+
+@dataclass(frozen=True)
+class _Batch(Generic[ItemT]):
+    """A batch that the model has seen; ``emissions`` are those of the recordings that could be read."""
+
+    items: list[ItemT]
+    audio: list[Tensor | AudioError]
+    emissions: _Pending | None
+
+
+def recognise_batches(
+    recogniser: Recogniser,
+    batches: Sequence[Sequence[ItemT]],
+    load: Callable[[ItemT], Tensor],
+    name: Callable[[ItemT], str],
+) -> Iterator[list[Recognised[ItemT]]]:
+    """Recognise batches of recordings; yields the results of each batch, in order.
+
+    Args:
+        load: one recording, ``(samples,)``; called in threads. An ``AudioError`` is that recording's result.
+        name: what a recording is called in messages.
+
+    Raises:
+        DecodeError: the log-probabilities of a recording cannot be decoded; names it.
+    """
+
+    def load_or_fail(item: ItemT) -> Tensor | AudioError:
+        try:
+            return load(item)
+        except AudioError as error:
+            return error
+
+    def forward(audio: Iterator[Tensor | AudioError]) -> Iterator[_Batch[ItemT]]:
+        for batch in batches:
+            loaded = list(islice(audio, len(batch)))
+            waveforms = [one for one in loaded if not isinstance(one, AudioError)]
+            emissions = decoding.pending(recogniser.emissions(waveforms)) if waveforms else None
+            yield _Batch(list(batch), loaded, emissions)
+
+    def decode(batch: _Batch[ItemT]) -> list[Recognised[ItemT]]:
+        hypotheses: Iterator[Hypothesis] = iter(())
+        if batch.emissions is not None:
+            try:
+                hypotheses = iter(decoding.decode(batch.emissions))
+            except DecodeError as error:
+                read = zip(batch.items, batch.audio, strict=True)
+                items = [item for item, one in read if not isinstance(one, AudioError)]
+                raise error.named(name(items[error.index])) from error
+        return [
+            Recognised(item, one) if isinstance(one, AudioError) else Recognised(item, next(hypotheses), one)
+            for item, one in zip(batch.items, batch.audio, strict=True)
+        ]
+
+    decoding = _DecodingThread(recogniser)
+    largest = max(map(len, batches), default=0)
+    with _threads(LOADER_THREADS) as loaders, _threads(1) as decoders:
+        audio = in_threads(loaders, load_or_fail, chain.from_iterable(batches), ahead=largest)
+        yield from in_threads(decoders, decode, forward(audio), ahead=DECODE_AHEAD)
+
+
+def decode_ahead(recogniser: Recogniser, emissions: Iterable[Emissions]) -> Iterator[list[Hypothesis]]:
+    """The hypotheses of each batch of emissions, decoded while the next is made; in order.
+
+    Raises:
+        DecodeError: see :meth:`asr.decode.decoder.Decoder.decode`.
+    """
+    decoding = _DecodingThread(recogniser)
+    with _threads(1) as decoders:
+        pending = map(decoding.pending, emissions)
+        yield from in_threads(decoders, decoding.decode, pending, ahead=DECODE_AHEAD)
+
+
+def in_threads(
+    pool: ThreadPoolExecutor, function: Callable[[ItemT], ResultT], items: Iterable[ItemT], ahead: int
+) -> Iterator[ResultT]:
+    """``function`` of each item, in order, up to ``ahead`` items beyond the one that is waited for.
+
+    ``items`` are drawn in the calling thread. What ``function`` raises is raised here in its turn.
+    """
+    under_way: deque[Future[ResultT]] = deque()
+    for item in items:
+        under_way.append(pool.submit(function, item))
+        if len(under_way) > ahead:
+            yield under_way.popleft().result()
+    while under_way:
+        yield under_way.popleft().result()
+
+
+@contextmanager
+def _threads(num_threads: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool that drops what has not begun when it is left, also by an exception or an interrupt."""
+    pool = ThreadPoolExecutor(num_threads)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
