@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import logging
+import math
 import os
 import signal
 import time
@@ -93,29 +94,50 @@ class EpochLine(Callback):
 class KeepBestAndLast(Callback):
     """After each validation: ``last`` always, ``best`` when the dev WER is lower than ever before.
 
+    For an average of checkpoints, the ``num_averaged`` with the lowest dev WER are kept beside them.
+
     (Lightning's ``ModelCheckpoint`` writes its last checkpoint only together with a best one, and
     forgets the best when the run directory has moved.)
     """
 
-    def __init__(self, best: Path, last: Path) -> None:
+    def __init__(self, best: Path, last: Path, num_averaged: int = 0) -> None:
         self.best = best
         self.last = last
+        self.num_averaged = num_averaged
         self.best_wer = float("inf")
+        self.kept: list[tuple[float, str]] = []  # (dev WER, file name), the best first
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking:
             return
         wer = float(trainer.callback_metrics["dev/wer"])
+        dropped = self._rank(wer, trainer.current_epoch + 1)
         if wer < self.best_wer:
             self.best_wer = wer
             trainer.save_checkpoint(self.best)
+        if self.kept and self._name(trainer.current_epoch + 1) in {name for _, name in self.kept}:
+            trainer.save_checkpoint(self.best.with_name(self._name(trainer.current_epoch + 1)))
         trainer.save_checkpoint(self.last)
+        if trainer.is_global_zero:
+            for name in dropped:
+                self.best.with_name(name).unlink(missing_ok=True)
+
+    def _rank(self, wer: float, epoch: int) -> list[str]:
+        """Enter this epoch's checkpoint, and return the names of those that are no longer among the best."""
+        ranked = sorted([*self.kept, (wer, self._name(epoch))])
+        self.kept, dropped = ranked[: self.num_averaged], ranked[self.num_averaged :]
+        return [name for _, name in dropped]
+
+    @staticmethod
+    def _name(epoch: int) -> str:
+        return f"epoch-{epoch:04d}.ckpt"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_wer": self.best_wer}
+        return {"best_wer": self.best_wer, "kept": [list(entry) for entry in self.kept]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_wer = state_dict["best_wer"]
+        self.kept = [(wer, name) for wer, name in state_dict.get("kept", [])]
 
 
 class ProgressBar(TQDMProgressBar):
@@ -126,19 +148,27 @@ class ProgressBar(TQDMProgressBar):
         return {name: value for name, value in shown.items() if name != "v_num"}
 
 
-class SaveOnInterrupt(Callback):
-    """Ctrl-C or SIGTERM: finish the step, save ``last.ckpt``, stop. A second Ctrl-C stops at once.
+class SaveBetween(Callback):
+    """Saves ``last.ckpt`` in the middle of epochs: every so often, and on Ctrl-C or SIGTERM, which stop.
 
-    In the middle of an accumulated step it goes on to the step's end, and after an epoch's last batch
-    to the end of the validation: what is saved is always a state that training can go on from exactly.
+    A second Ctrl-C stops at once. In the middle of an accumulated step it goes on to the step's end, and
+    after an epoch's last batch to the end of the validation: what is saved is always a state that
+    training can go on from exactly. Several processes decide together, after each step.
+
+    Args:
+        path: of the checkpoint.
+        every_minutes: time between two savings, None for never.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, every_minutes: float | None = None) -> None:
         self.path = path
+        self.every_seconds = math.inf if every_minutes is None else 60 * every_minutes
+        self._saved_at = time.monotonic()
         self._requested = False
         self._previous: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._saved_at = time.monotonic()
         # Not earlier: Lightning would take these handlers for the ones to restore at the end.
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._request)
@@ -150,16 +180,24 @@ class SaveOnInterrupt(Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *unused: Any) -> None:
         loop = trainer.fit_loop.epoch_loop
-        if self._requested and not loop._should_accumulate() and not loop.batch_progress.is_last_batch:
-            self._save_and_stop(trainer)
+        if loop._should_accumulate() or loop.batch_progress.is_last_batch:
+            return
+        self._stop_if_requested(trainer)
+        is_due = time.monotonic() - self._saved_at >= self.every_seconds
+        if math.isfinite(self.every_seconds) and any_process(trainer, is_due):
+            self._save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._requested:
-            self._save_and_stop(trainer)
+        self._stop_if_requested(trainer)
 
-    def _save_and_stop(self, trainer: pl.Trainer) -> None:
+    def _stop_if_requested(self, trainer: pl.Trainer) -> None:
+        if any_process(trainer, self._requested):
+            self._save(trainer)
+            raise Interrupted
+
+    def _save(self, trainer: pl.Trainer) -> None:
         trainer.save_checkpoint(self.path)
-        raise Interrupted
+        self._saved_at = time.monotonic()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -229,21 +267,34 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoints appear whole or not at all: written beside their place, flushed, then renamed."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(partial, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        except (OSError, RuntimeError) as error:  # a full disk surfaces as either
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
-            raise TrainingError(
-                f"cannot write the checkpoint {path} ({error}); the previous one is untouched"
-            ) from error
+        write_atomically(checkpoint, Path(path))
+
+
+def write_atomically(content: dict[str, Any], path: Path) -> None:
+    """Save tensors and plain data.
+
+    Raises:
+        TrainingError: the folder cannot be written or the disk is full; what was there before still is.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # a full disk surfaces as either
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise TrainingError(
+            f"cannot write the checkpoint {path} ({error}); the previous one is untouched"
+        ) from error
+
+
+def any_process(trainer: pl.Trainer, decision: bool) -> bool:
+    """Whether any of the processes that train together says yes; all of them must ask."""
+    return trainer.strategy.reduce_boolean_decision(decision, all=False)
 
 
 def _ctc(module: pl.LightningModule) -> CtcModule:

@@ -20,14 +20,14 @@ from asr.config import DecoderConfig, TextConfig, TrainConfig, from_plain, from_
 from asr.errors import AsrError, CheckpointError
 from asr.features import SpectralFeatures
 from asr.manifest import manifest_sha256
+from asr.models.acoustic import MODEL_PREFIX
 from asr.provenance import describe_environment
 from asr.recogniser import Recogniser
 from asr.tokenizer import Tokenizer, tokenizer_from_state
 
 SCHEMA_VERSION = 1
 CHECKPOINT_FOLDER = "checkpoints"
-BEST, LAST = "best.ckpt", "last.ckpt"
-MODEL_PREFIX = "acoustic_model."
+BEST, LAST, AVERAGE = "best.ckpt", "last.ckpt", "average.ckpt"
 
 
 def describe(
@@ -44,7 +44,9 @@ def describe(
 
 
 def resolve(path: str | Path) -> Path:
-    """The checkpoint file meant by a path: itself, or the best (else the last) one of a run directory.
+    """The checkpoint file meant by a path: itself, or that of a run directory.
+
+    That is the average of the best ones where the run made it, else the best, else the last.
 
     Raises:
         CheckpointError: there is none.
@@ -52,7 +54,9 @@ def resolve(path: str | Path) -> Path:
     path = Path(path).expanduser()
     if path.is_file():
         return path
-    candidates = [path / folder / name for folder in (CHECKPOINT_FOLDER, "") for name in (BEST, LAST)]
+    candidates = [
+        path / folder / name for folder in (CHECKPOINT_FOLDER, "") for name in (AVERAGE, BEST, LAST)
+    ]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
@@ -155,16 +159,21 @@ def front_end_fingerprint(features: SpectralFeatures) -> list[float]:
     return [round(float(value), 4) for value in bins[::8].mean(dim=1)]
 
 
+def same_front_end(features: SpectralFeatures, fingerprint: Any) -> bool:
+    """Whether these are the features that a checkpoint's fingerprint is of."""
+    found = front_end_fingerprint(features)
+    fits = isinstance(fingerprint, list) and len(fingerprint) == len(found)
+    fits = fits and all(isinstance(value, int | float) for value in fingerprint)
+    return fits and np.allclose(fingerprint, found, rtol=1e-2, atol=1e-2)
+
+
 def check_fingerprint(path: Path, features: SpectralFeatures, expected: Any) -> None:
     """Refuse a checkpoint whose features are not the ones computed here.
 
     Raises:
         CheckpointError: the front-end has drifted.
     """
-    found = front_end_fingerprint(features)
-    fits = isinstance(expected, list) and len(expected) == len(found)
-    fits = fits and all(isinstance(value, int | float) for value in expected)
-    if not fits or not np.allclose(expected, found, rtol=1e-2, atol=1e-2):
+    if not same_front_end(features, expected):
         raise CheckpointError(
             f"{path}: this version computes other features than the checkpoint was trained with, so its output "
             "would be wrong; use the version of the program (and of torchaudio) that wrote it"

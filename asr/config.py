@@ -347,6 +347,7 @@ class DataConfig:
     max_batch_seconds: float = 240.0
     min_seconds: float = 0.0
     max_seconds: float = 30.0
+    sortagrad_epochs: int = 0
     num_workers: int = 1
     cache_audio_gib: float = 0.0
 
@@ -354,6 +355,7 @@ class DataConfig:
         check_range("data.max_batch_utterances", self.max_batch_utterances, at_least=1)
         check_range("data.max_batch_seconds", self.max_batch_seconds, above=0)
         check_range("data.min_seconds", self.min_seconds, at_least=0)
+        check_range("data.sortagrad_epochs", self.sortagrad_epochs, at_least=0)
         check_range("data.num_workers", self.num_workers, at_least=0)
         check_range("data.cache_audio_gib", self.cache_audio_gib, at_least=0)
         if self.max_seconds <= self.min_seconds:
@@ -375,8 +377,11 @@ class TrainerConfig:
     max_minutes: float | None = None
     gradient_clip_norm: float = 1.0
     accumulate_batches: int = 1
+    ema_decay: float | None = None
+    average_best: int | None = None
     validate_every_epochs: int = 1
     early_stopping_epochs: int | None = None
+    save_every_minutes: float | None = 10.0
     non_finite_loss: str = "stop"
     log_every_steps: int = 10
     num_dev_samples: int = 3
@@ -393,10 +398,14 @@ class TrainerConfig:
         check_range("trainer.validate_every_epochs", self.validate_every_epochs, at_least=1)
         check_range("trainer.log_every_steps", self.log_every_steps, at_least=1)
         check_range("trainer.num_dev_samples", self.num_dev_samples, at_least=0)
-        for option in ("max_minutes", "early_stopping_epochs", "num_threads"):
+        for option in ("max_minutes", "early_stopping_epochs", "save_every_minutes", "num_threads"):
             value = getattr(self, option)
             if value is not None:
                 check_range(f"trainer.{option}", value, above=0)
+        if self.ema_decay is not None:
+            check_range("trainer.ema_decay", self.ema_decay, above=0, below=1)
+        if self.average_best is not None:
+            check_range("trainer.average_best", self.average_best, at_least=2)
         if self.validate_every_epochs > self.max_epochs:
             raise ConfigError(
                 f"trainer.validate_every_epochs={self.validate_every_epochs} exceeds trainer.max_epochs="
@@ -474,6 +483,9 @@ class BeamLmConfig(BeamConfig):
 # --------------------------------------------------------------------------- commands
 
 
+NO_RESUME = frozenset({"false", "", "none"})
+
+
 @dataclass
 class TrainConfig:
     """``python -m asr.train``."""
@@ -482,6 +494,7 @@ class TrainConfig:
     seed: int = 0
     run_dir: str = REQUIRED
     resume: str = "false"
+    init_from: str | None = None
     features: FeaturesConfig = REQUIRED
     augment: AugmentConfig = REQUIRED
     text: TextConfig = field(default_factory=TextConfig)
@@ -497,6 +510,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_range("seed", self.seed, at_least=0)
+        if self.init_from is not None and self.resume.lower() not in NO_RESUME:
+            raise ConfigError(
+                "init_from begins a new run and resume goes on with an old one: give one of them"
+            )
         if self.features.normalise == "none" and self.augment.num_time_masks + self.augment.num_mel_masks > 0:
             raise ConfigError(
                 "augment.num_time_masks and augment.num_mel_masks replace features by their mean, which "

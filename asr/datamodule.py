@@ -10,11 +10,11 @@ from torch.utils.data import DataLoader, Sampler
 from asr.augment import WaveformAugmenter
 from asr.dataset import Example, SpeechDataset
 from asr.records import Batch
-from asr.sampler import BucketSampler, Pick, SequentialSampler
+from asr.sampler import BucketSampler, Pick, SequentialSampler, Share
 
 
 class SpeechDataModule(pl.LightningDataModule):
-    """Training batches in duration buckets, dev batches in order of length.
+    """Training batches in duration buckets, dev batches in order of length; each process has its share of each.
 
     Its state is the epoch and the number of batches done in it, so that a run interrupted in the
     middle of an epoch goes on with the next batch.
@@ -33,6 +33,7 @@ class SpeechDataModule(pl.LightningDataModule):
         num_workers: int,
         cache_bytes: int,
         seed: int,
+        sortagrad_epochs: int = 0,
     ) -> None:
         super().__init__()
         options: dict[str, Any] = {
@@ -45,7 +46,7 @@ class SpeechDataModule(pl.LightningDataModule):
         limits: dict[str, Any] = {"max_utterances": max_batch_utterances, "max_seconds": max_batch_seconds}
         slowest = min(augment.speed_factors)
         stretched = [duration / slowest for duration in self.train_set.durations]
-        self.train_sampler = BucketSampler(stretched, seed=seed, **limits)
+        self.train_sampler = BucketSampler(stretched, seed=seed, sortagrad_epochs=sortagrad_epochs, **limits)
         self.dev_sampler = SequentialSampler(self.dev_set.durations, **limits)
         self.num_workers = num_workers
 
@@ -53,6 +54,11 @@ class SpeechDataModule(pl.LightningDataModule):
     def num_train_batches(self) -> int:
         """Batches per epoch, the same in every epoch."""
         return len(self.train_sampler)
+
+    def setup(self, stage: str) -> None:
+        assert self.trainer is not None
+        share = Share(self.trainer.global_rank, self.trainer.world_size)
+        self.train_sampler.share = self.dev_sampler.share = share
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader(self.train_set, self.train_sampler)

@@ -228,7 +228,10 @@ def collate(
     examples: Sequence[Example], waveforms: Sequence[Tensor], picks: Sequence[Pick], blank_id: int
 ) -> Batch:
     """Pad to the longest of the batch: waveforms with zeros, targets with the blank."""
-    targets = [torch.tensor(example.target, dtype=torch.int64) for example in examples]
+    targets = [
+        torch.tensor(() if pick.is_filler else example.target, dtype=torch.int64)
+        for example, pick in zip(examples, picks, strict=True)
+    ]
     return Batch(
         utterance_ids=tuple(example.utterance.id for example in examples),
         waveforms=pad_sequence(list(waveforms), batch_first=True),
@@ -237,4 +240,5 @@ def collate(
         target_lengths=torch.tensor([len(target) for target in targets]),
         texts=tuple(example.text for example in examples),
         seeds=torch.tensor([pick.seed for pick in picks]),
+        is_filler=picks[0].is_filler,
     )

@@ -32,6 +32,7 @@ class Batch(NamedTuple):
     - ``waveforms``: ``(batch, samples)`` float32, zero-padded; ``waveform_lengths``: ``(batch,)`` int64
     - ``targets``: ``(batch, tokens)`` int64, padded with ``blank_id``; ``target_lengths``: ``(batch,)`` int64
     - ``seeds``: ``(batch,)`` int64, one augmentation seed per utterance and epoch
+    - ``is_filler``: one utterance that only keeps this process in step with the others, without targets
     """
 
     utterance_ids: tuple[str, ...]
@@ -41,6 +42,7 @@ class Batch(NamedTuple):
     target_lengths: Tensor
     texts: tuple[str, ...]
     seeds: Tensor
+    is_filler: bool = False
 
 
 class Features(NamedTuple):

@@ -12,10 +12,25 @@ MIN_BATCHES_PER_BUCKET = 4
 
 
 class Pick(NamedTuple):
-    """One utterance of a batch: its position in the dataset and its augmentation seed."""
+    """One utterance of a batch: its position in the dataset and its augmentation seed.
+
+    A filler is there because every process must take every step, and does not count.
+    """
 
     position: int
     seed: int
+    is_filler: bool = False
+
+
+class Share(NamedTuple):
+    """One of several processes that divide every batch among themselves."""
+
+    rank: int = 0
+    num_processes: int = 1
+
+    def of(self, batch: list[Pick]) -> list[Pick]:
+        """Every ``num_processes``-th pick; a filler where there are fewer picks than processes."""
+        return batch[self.rank :: self.num_processes] or [batch[0]._replace(is_filler=True)]
 
 
 class BucketSampler(Sampler[list[Pick]]):
@@ -24,19 +39,30 @@ class BucketSampler(Sampler[list[Pick]]):
     Utterances are sorted by duration into buckets; each epoch shuffles within the buckets and
     shuffles the order of the batches. The number of batches is the same in every epoch, so
     schedules can count on it. The plan depends on ``(seed, epoch)`` alone: a resumed run sees the
-    batches that the interrupted one would have seen.
+    batches that the interrupted one would have seen, and so does a run with another number of
+    processes, each of which takes its share of every batch.
 
     Args:
         durations: seconds of each utterance, after the slowest speed perturbation.
         max_utterances: largest batch.
         max_seconds: largest ``utterances x longest`` of a batch, padding included.
         seed: of the shuffling.
+        sortagrad_epochs: the first epochs go from short utterances to long ones, unshuffled
+            (SortaGrad; Amodei et al. 2016, section 3.2).
     """
 
     def __init__(
-        self, durations: Sequence[float], *, max_utterances: int, max_seconds: float, seed: int
+        self,
+        durations: Sequence[float],
+        *,
+        max_utterances: int,
+        max_seconds: float,
+        seed: int,
+        sortagrad_epochs: int = 0,
     ) -> None:
         self.seed = seed
+        self.sortagrad_epochs = sortagrad_epochs
+        self.share = Share()
         self.epoch = 0
         self._num_done: dict[int, int] = {}  # by epoch
         order = np.argsort(np.asarray(durations), kind="stable")
@@ -54,12 +80,13 @@ class BucketSampler(Sampler[list[Pick]]):
     def plan(self, epoch: int) -> list[list[Pick]]:
         """All batches of an epoch, in order."""
         generator = np.random.default_rng([self.seed, epoch])
+        is_sorted = epoch < self.sortagrad_epochs
         batches = [
             chunk
             for bucket, num_batches in zip(self._buckets, self._batches_per_bucket, strict=True)
-            for chunk in np.array_split(generator.permutation(bucket), num_batches)
+            for chunk in np.array_split(bucket if is_sorted else generator.permutation(bucket), num_batches)
         ]
-        order = generator.permutation(len(batches))
+        order = np.arange(len(batches)) if is_sorted else generator.permutation(len(batches))
         return [
             [
                 Pick(int(index), int(seed))
@@ -82,7 +109,8 @@ class BucketSampler(Sampler[list[Pick]]):
         self._num_done = {self.epoch: num_batches}
 
     def __iter__(self) -> Iterator[list[Pick]]:
-        return iter(self.plan(self.epoch)[self._num_done.get(self.epoch, 0) :])
+        left = self.plan(self.epoch)[self._num_done.get(self.epoch, 0) :]
+        return (self.share.of(batch) for batch in left)
 
 
 class SequentialSampler(Sampler[list[Pick]]):
@@ -90,12 +118,13 @@ class SequentialSampler(Sampler[list[Pick]]):
 
     def __init__(self, durations: Sequence[float], *, max_utterances: int, max_seconds: float) -> None:
         self.batches = batches_by_length(durations, max_utterances=max_utterances, max_seconds=max_seconds)
+        self.share = Share()
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[Pick]]:
-        return ([Pick(index, 0) for index in batch] for batch in self.batches)
+        return (self.share.of([Pick(index, 0) for index in batch]) for batch in self.batches)
 
 
 def batches_by_length(

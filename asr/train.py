@@ -22,6 +22,7 @@ from rich.console import Console
 
 from asr import build, checkpoint, optim
 from asr.audio import seconds_to_samples
+from asr.averaging import MovingAverage, mean_of_weights
 from asr.callbacks import (
     AtomicCheckpointIO,
     EpochLine,
@@ -29,10 +30,11 @@ from asr.callbacks import (
     KeepBestAndLast,
     MetricsFile,
     ProgressBar,
-    SaveOnInterrupt,
+    SaveBetween,
+    write_atomically,
 )
 from asr.cli import launch, setup_logging
-from asr.config import TrainConfig
+from asr.config import NO_RESUME, TrainConfig
 from asr.datamodule import SpeechDataModule
 from asr.dataset import (
     Example,
@@ -54,6 +56,7 @@ from asr.records import Utterance
 from asr.report.json_report import write_report
 from asr.report.terminal import print_report
 from asr.tokenizer import Tokenizer, report_unknown_characters, tokenizer_from_state
+from asr.warm_start import take_over
 
 logger = logging.getLogger("asr.train")  # __name__ is "__main__" under python -m
 
@@ -99,6 +102,8 @@ def train(config: TrainConfig) -> int:
     acoustic_model = build.make_acoustic_model(config.features, config.model, tokenizer.vocab_size)
     corpus = select_corpus(config, readable["train"], readable["dev"], tokenizer, acoustic_model)
     report_corpus(corpus, run_dir)
+    if config.init_from is not None and resume_from is None:
+        warm_start(config.init_from, acoustic_model, tokenizer)
     datamodule, module = make_modules(config, corpus, tokenizer, acoustic_model)
     write_run_files(config, run_dir, module.recipe)
     trainer = make_trainer(config, run_dir)
@@ -113,6 +118,7 @@ def train(config: TrainConfig) -> int:
     last = run_dir / checkpoint.CHECKPOINT_FOLDER / checkpoint.LAST
     if not last.exists():  # stopped before the first validation
         trainer.save_checkpoint(last)
+    average_best(trainer, run_dir)
     return finish(config, run_dir)
 
 
@@ -239,6 +245,7 @@ def make_modules(
         num_workers=config.data.num_workers,
         cache_bytes=int(config.data.cache_audio_gib * 2**30),
         seed=config.seed,
+        sortagrad_epochs=config.data.sortagrad_epochs,
     )
     batches_per_step = config.trainer.accumulate_batches
     steps_per_epoch = -(-datamodule.num_train_batches // batches_per_step)
@@ -269,6 +276,25 @@ def make_modules(
         datamodule.num_train_batches,
     )
     return datamodule, module
+
+
+def warm_start(init_from: str, acoustic_model: AcousticModel, tokenizer: Tokenizer) -> None:
+    """Begin with the weights of another run, and say which.
+
+    Raises:
+        CheckpointError: there are none, or none that fit.
+    """
+    path = checkpoint.resolve(init_from)
+    content = checkpoint.read(path)
+    other = tokenizer_from_state(content["recipe"]["tokenizer"])
+    weights = checkpoint.model_weights(content["state_dict"])
+    logger.info("weights of %s:", path)
+    for line in take_over(weights, other.tokens, acoustic_model, tokenizer).lines():
+        logger.info("  %s", line)
+    if not checkpoint.same_front_end(acoustic_model.features, content["recipe"]["front_end_fingerprint"]):
+        logger.warning(
+            "  it was trained on other features than this model will see: it must get used to them"
+        )
 
 
 def describe_manifests(config: TrainConfig) -> dict[str, dict[str, str]]:
@@ -319,9 +345,11 @@ def make_trainer(config: TrainConfig, run_dir: Path) -> pl.Trainer:
 def make_callbacks(config: TrainConfig, run_dir: Path) -> list[Callback]:
     options = config.trainer
     folder = run_dir / checkpoint.CHECKPOINT_FOLDER
-    callbacks: list[Callback] = [
+    # The average first: what is saved after a step holds it as that step has left it.
+    callbacks: list[Callback] = [] if options.ema_decay is None else [MovingAverage(options.ema_decay)]
+    callbacks += [
         EpochLine(options.num_dev_samples),
-        SaveOnInterrupt(folder / checkpoint.LAST),
+        SaveBetween(folder / checkpoint.LAST, options.save_every_minutes),
     ]
     if options.progress_bar and sys.stderr.isatty():
         callbacks.append(ProgressBar(refresh_rate=5))
@@ -333,7 +361,8 @@ def make_callbacks(config: TrainConfig, run_dir: Path) -> list[Callback]:
             EarlyStopping("dev/wer", mode="min", patience=patience, check_on_train_epoch_end=False)
         )
     # Last: what it saves holds the state that the others have after the validation.
-    return [*callbacks, KeepBestAndLast(folder / checkpoint.BEST, folder / checkpoint.LAST)]
+    best, last = folder / checkpoint.BEST, folder / checkpoint.LAST
+    return [*callbacks, KeepBestAndLast(best, last, options.average_best or 0)]
 
 
 def make_loggers(config: TrainConfig, run_dir: Path) -> list[Logger]:
@@ -387,7 +416,7 @@ def find_resume(config: TrainConfig) -> Path | None:
             manifests have changed.
     """
     wanted = config.resume
-    if wanted.lower() in {"false", "", "none"}:
+    if wanted.lower() in NO_RESUME:
         return None
     if wanted.lower() == "true":
         runs = Path(config.run_dir).parent
@@ -413,7 +442,11 @@ def find_resume(config: TrainConfig) -> Path | None:
     return path
 
 
-MAY_DIFFER_ON_RESUME = ("resume", "run_dir", "trainer", "logger", "data.num_workers", "data.cache_audio_gib")
+MAY_DIFFER_ON_RESUME = (
+    *("resume", "run_dir", "init_from", "trainer", "logger", "data.num_workers", "data.cache_audio_gib"),
+)
+# What a checkpoint holds depends on it.
+MUST_AGREE_ON_RESUME = ("trainer.ema_decay",)
 
 
 def check_same_recipe(before: dict[str, Any], now: dict[str, Any], path: Path) -> None:
@@ -422,7 +455,8 @@ def check_same_recipe(before: dict[str, Any], now: dict[str, Any], path: Path) -
     changed = [
         f"{name}: {old.get(name)} → {new.get(name)}"
         for name in sorted(old | new)
-        if old.get(name) != new.get(name) and not name.startswith(MAY_DIFFER_ON_RESUME)
+        if old.get(name) != new.get(name)
+        and (name in MUST_AGREE_ON_RESUME or not name.startswith(MAY_DIFFER_ON_RESUME))
     ]
     if changed:
         raise ConfigError(f"cannot go on from {path} with other options ({'; '.join(changed)})")
@@ -449,7 +483,11 @@ def flatten(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def resume_command(run_dir: Path) -> str:
     """The running command, going on with this run."""
-    kept = [part for part in shlex.split(command_line()) if not part.startswith(("resume=", "run_dir="))]
+    kept = [
+        part
+        for part in shlex.split(command_line())
+        if not part.startswith(("resume=", "run_dir=", "init_from="))
+    ]
     return shlex.join([*kept, f"resume={run_dir}"])
 
 
@@ -460,6 +498,23 @@ def write_run_files(config: TrainConfig, run_dir: Path, recipe: dict[str, Any]) 
     (run_dir / "provenance.json").write_text(provenance + "\n", encoding="utf-8")
     with open(run_dir / "command.sh", "a", encoding="utf-8") as file:
         file.write(command_line() + "\n")
+
+
+def average_best(trainer: pl.Trainer, run_dir: Path) -> None:
+    """Write ``average.ckpt`` where several of the best checkpoints have been kept for it."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    kept = [
+        entry for callback in callbacks if isinstance(callback, KeepBestAndLast) for entry in callback.kept
+    ]
+    if len(kept) < 2:
+        return
+    folder = run_dir / checkpoint.CHECKPOINT_FOLDER
+    paths = [folder / name for _, name in kept]
+    recipe = checkpoint.read(paths[0])["recipe"]
+    recipe["provenance"] = recipe["provenance"] | {"average_of": [[name, wer] for wer, name in kept]}
+    content = {"state_dict": mean_of_weights(paths), "recipe": recipe}
+    write_atomically(content, folder / checkpoint.AVERAGE)
+    logger.info("%s: average of %s", checkpoint.AVERAGE, ", ".join(path.name for path in paths))
 
 
 def finish(config: TrainConfig, run_dir: Path) -> int:
@@ -483,7 +538,7 @@ def finish(config: TrainConfig, run_dir: Path) -> int:
     console = Console()
     print_report(report, console, num_worst=3)
     for name, value in (
-        ("best checkpoint", path),
+        ("checkpoint", path),
         ("report", run_dir / "report.json"),
         ("repeat with", command_line()),
     ):

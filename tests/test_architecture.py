@@ -14,7 +14,7 @@ RANKS = {
     0: ["records", "config", "errors", "text"],
     1: ["audio", "manifest", "tokenizer", "features", "augment", "ctc", "device", "provenance", "english"],
     2: ["corpora", "dataset", "sampler", "models", "decode", "score", "stats", "optim"],
-    3: ["datamodule", "module", "callbacks", "recogniser"],
+    3: ["datamodule", "module", "callbacks", "averaging", "recogniser", "warm_start"],
     4: ["build", "pipeline", "report"],
     5: ["checkpoint", "cli", "evaluation", "longform"],
     6: ["train", "evaluate", "transcribe", "prepare", "doctor", "tune", "lm", "explain", "compare"],
@@ -22,12 +22,12 @@ RANKS = {
 RANK = {"": 0} | {name: rank for rank, names in RANKS.items() for name in names}
 ENTRY_POINTS = set(RANKS[6])
 # Siblings of one rank of which the first may know the second.
-SIBLINGS = {("config", "errors"), ("dataset", "sampler"), ("callbacks", "module")}
+SIBLINGS = {("config", "errors"), ("dataset", "sampler"), ("callbacks", "module"), ("averaging", "module")}
 
 MAY_IMPORT = {
     "hydra": {"build", "cli", *ENTRY_POINTS},
     "omegaconf": {"build", "cli", *ENTRY_POINTS},
-    "lightning": {"module", "datamodule", "callbacks", "build", *ENTRY_POINTS},
+    "lightning": {"module", "datamodule", "callbacks", "averaging", "build", *ENTRY_POINTS},
 }
 
 

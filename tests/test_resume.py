@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from asr.callbacks import SaveOnInterrupt
+from asr.callbacks import SaveBetween
 from asr.errors import AsrError, CheckpointError, ConfigError, TrainingError
 from asr.train import resume_command, train
 
@@ -47,7 +47,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, batch_number: int, action: Cal
         if trainer.fit_loop.epoch_loop.total_batch_idx == batch_number:
             action(callback)
 
-    monkeypatch.setattr(SaveOnInterrupt, "on_train_batch_start", on_train_batch_start)
+    monkeypatch.setattr(SaveBetween, "on_train_batch_start", on_train_batch_start)
 
 
 def request(callback: Any) -> None:
@@ -261,6 +261,67 @@ def test_resume_command_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
         resume_command(Path("new run"))
         == "asr-train 'data.train=my calls/train.jsonl' seed=3 'resume=new run'"
     )
+
+
+def test_saves_now_and_then_within_an_epoch(
+    tiny_train_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def steps_saved(every_minutes: str) -> list[int]:
+        steps: list[int] = []
+        with monkeypatch.context() as patched:
+            patched.setattr(SaveBetween, "_save", lambda callback, trainer: steps.append(trainer.global_step))
+            name = f"run-{every_minutes}"
+            assert (
+                train(tiny_train_config(tmp_path / name, f"trainer.save_every_minutes={every_minutes}")) == 0
+            )
+        return steps
+
+    assert steps_saved("1e-9") == [
+        1,
+        2,
+        3,
+        5,
+        6,
+        7,
+    ]  # an epoch has 4 steps, its last one ends with a validation
+    assert steps_saved("10") == steps_saved("null") == []
+
+
+KILL_IN_STEP = """
+import os, signal, sys
+from asr import train
+from asr.callbacks import SaveBetween
+
+def on_train_batch_start(callback, trainer, *unused):
+    if trainer.fit_loop.epoch_loop.total_batch_idx == {batch_number}:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+SaveBetween.on_train_batch_start = on_train_batch_start
+sys.exit(train.main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_number", [6])
+def test_killed_and_resumed_is_bit_identical(
+    tiny_train_options: list[str],
+    tiny_train_config: Compose,
+    whole_run: Callable[..., Path],
+    tmp_path: Path,
+    batch_number: int,
+) -> None:
+    """SIGKILL leaves no time to save anything: the run goes on from what it saved by the clock."""
+    run_dir = tmp_path / "run"
+    options = [*RANDOM, "trainer.ema_decay=0.9"]
+    command = [*tiny_train_options, *options, f"run_dir={run_dir}", "trainer.save_every_minutes=1e-9"]
+    script = KILL_IN_STEP.format(batch_number=batch_number)
+    killed = subprocess.run([sys.executable, "-c", script, *command], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert last_checkpoint(run_dir)["global_step"] == batch_number
+    assert train(tiny_train_config(run_dir, *options, f"resume={run_dir}")) == 0
+    found, expected = last_checkpoint(run_dir), last_checkpoint(whole_run("trainer.ema_decay=0.9"))
+    for part in ("state_dict", "trained_weights", "optimizer_states", "lr_schedulers"):
+        assert_identical(found[part], expected[part], part)
 
 
 @pytest.mark.slow

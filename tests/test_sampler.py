@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asr.sampler import BucketSampler, Pick, SequentialSampler, batches_by_length
+from asr.sampler import BucketSampler, Pick, SequentialSampler, Share, batches_by_length
 
 lengths = st.lists(st.floats(0.1, 40.0), min_size=1, max_size=200)
 
@@ -158,3 +158,48 @@ def test_sequential_sampler() -> None:
     sampler = SequentialSampler(durations, max_utterances=2, max_seconds=12.0)
     assert len(sampler) == 2
     assert list(sampler) == list(sampler) == [[Pick(1, 0), Pick(2, 0)], [Pick(0, 0)]]
+
+
+# ------------------------------------------------------------------ SortaGrad, several processes
+
+
+def test_sortagrad_goes_from_short_to_long_and_then_shuffles() -> None:
+    durations = librispeech_like(500)
+    options = {"max_utterances": 16, "max_seconds": 240.0, "seed": 0}
+    sampler, usual = (
+        BucketSampler(durations, sortagrad_epochs=2, **options),
+        BucketSampler(durations, **options),
+    )
+    for epoch in (0, 1):
+        plan = positions(sampler.plan(epoch))
+        in_order = [durations[index] for batch in plan for index in batch]
+        assert in_order == sorted(durations)
+    assert [sorted(batch) for batch in positions(sampler.plan(2))] == [
+        sorted(batch) for batch in positions(usual.plan(2))
+    ]
+    assert len(sampler) == len(usual)
+
+
+@given(durations=lengths, num_processes=st.integers(1, 5), max_utterances=st.integers(1, 8))
+@settings(deadline=None, max_examples=50)
+def test_processes_divide_the_same_batches_and_take_equally_many_steps(
+    durations: list[float], num_processes: int, max_utterances: int
+) -> None:
+    limits = {"max_utterances": max_utterances, "max_seconds": 60.0}
+    for make in (
+        lambda: BucketSampler(durations, seed=1, **limits),
+        lambda: SequentialSampler(durations, **limits),
+    ):
+        whole = list(make())
+        shares = []
+        for rank in range(num_processes):
+            sampler = make()
+            sampler.share = Share(rank, num_processes)
+            shares.append(list(sampler))
+        for number, batch in enumerate(whole):
+            parts = [share[number] for share in shares]
+            assert all(parts)
+            assert all(len(part) == 1 for part in parts if any(pick.is_filler for pick in part))
+            real = [pick for part in parts for pick in part if not pick.is_filler]
+            assert sorted(real) == sorted(batch)
+        assert {len(share) for share in shares} == {len(whole)}

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from asr import __version__
-from asr.callbacks import SaveOnInterrupt
+from asr.callbacks import SaveBetween
 from asr.errors import AsrError, ConfigError, ManifestError, TrainingError
 from asr.module import CtcModule, StepResult
 from asr.report.json_report import read_report
@@ -59,7 +59,7 @@ def at_batches(
     def at_end(callback: Any, trainer: Any, module: CtcModule, output: Any, batch: Any, number: int) -> None:
         action(module, batch, number)
 
-    monkeypatch.setattr(SaveOnInterrupt, f"on_train_batch_{when}", at_start if when == "start" else at_end)
+    monkeypatch.setattr(SaveBetween, f"on_train_batch_{when}", at_start if when == "start" else at_end)
 
 
 # ------------------------------------------------------------------ the run directory

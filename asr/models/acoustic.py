@@ -8,6 +8,9 @@ from asr.features import SpectralFeatures
 from asr.models.encoder import Encoder
 from asr.records import Emissions, Features
 
+# Of the model's weights among those of a training state.
+MODEL_PREFIX = "acoustic_model."
+
 
 class AcousticModel(nn.Module):
     """The one path from waveforms to emissions, for training, validation, evaluation and transcription."""
