@@ -14,7 +14,7 @@ RANKS = {
     0: ["records", "config", "errors", "text"],
     1: ["audio", "manifest", "tokenizer", "features", "augment", "ctc", "device", "provenance", "english"],
     2: ["corpora", "dataset", "sampler", "models", "decode", "score", "stats", "optim"],
-    3: ["datamodule", "module", "callbacks", "averaging", "recogniser", "warm_start"],
+    3: ["datamodule", "module", "callbacks", "averaging", "recogniser", "warm_start", "attribution"],
     4: ["build", "pipeline", "report"],
     5: ["checkpoint", "cli", "evaluation", "longform"],
     6: ["train", "evaluate", "transcribe", "prepare", "doctor", "tune", "lm", "explain", "compare"],

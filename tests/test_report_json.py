@@ -13,6 +13,7 @@ import jiwer
 import pytest
 from rich.console import Console
 
+from asr.attribution import Attribution, ErrorRegion, TextScore
 from asr.errors import TextError
 from asr.records import Hypothesis, Utterance, Word
 from asr.report.json_report import (
@@ -354,3 +355,25 @@ def test_names_that_sclite_would_misread_are_changed_or_refused(tmp_path):
 def test_words_that_sclite_would_misread_are_refused(tmp_path, word):
     with pytest.raises(TextError, match=r"utterance u1: the word .* normaliser=basic"):
         write_trn([Transcript("u1", "", f"so {word} there")], tmp_path / "x.trn")
+
+
+def test_reports_without_the_newer_fields_can_be_read_and_attributions_come_back(report, tmp_path):
+    blame = Attribution(
+        "language_model",
+        "",
+        TextScore(-3.0, -math.inf),
+        TextScore(-4.5, 2.0),
+        (ErrorRegion("a", "b", "search", 1.5, 0.25),),
+    )
+    first = replace(report.utterances[0], attribution=blame)
+    write_report(replace(report, utterances=(first, *report.utterances[1:])), tmp_path / "report.json")
+    again = read_report(tmp_path / "report.json").utterances[0].attribution
+    assert again is not None
+    assert (again.cause, again.regions, again.hypothesis) == (blame.cause, blame.regions, blame.hypothesis)
+    assert again.reference.acoustic == -3.0
+    assert math.isnan(again.reference.text)  # impossible is null
+    plain = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    for fields in plain["utterances"]:
+        del fields["attribution"], fields["token_ids"]
+    (tmp_path / "old.json").write_text(json.dumps(plain), encoding="utf-8")
+    assert [result.attribution for result in read_report(tmp_path / "old.json").utterances] == [None] * 4

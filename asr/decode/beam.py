@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -124,6 +124,22 @@ class BeamDecoder:
             DecodeError: see :meth:`decode`.
         """
         return self._search(log_probs, 0, num_best)
+
+    def text_score(self, token_ids: Sequence[int]) -> float:
+        """What ``scorer`` adds for a labelling, in nats; minus infinity for one that it forbids.
+
+        It is what the search itself finds where nothing else can be heard.
+        """
+        if self.scorer is None:
+            return 0.0
+        clear = np.full((2 * len(token_ids) + 1, self.tokenizer.vocab_size), -np.inf, np.float32)
+        clear[0::2, self.tokenizer.blank_id] = 0.0
+        clear[np.arange(len(token_ids)) * 2 + 1, np.asarray(token_ids, np.int64)] = 0.0
+        try:
+            (labelling,) = self._search(clear, 0, 1)
+        except DecodeError:
+            return -math.inf
+        return labelling.score if labelling.is_complete else -math.inf
 
     def _utterances(self, emissions: Emissions) -> list[NDArray[np.float32]]:
         vocab_size = emissions.log_probs.shape[2]

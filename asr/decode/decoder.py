@@ -36,6 +36,10 @@ class Decoder(Protocol):
         """``(batch, frames, vocab)`` log-probabilities → one hypothesis per utterance."""
         ...
 
+    def text_score(self, token_ids: Sequence[int]) -> float:
+        """What a labelling scores beside its acoustic log-probability; minus infinity if forbidden."""
+        ...
+
 
 def words_from_tokens(
     tokenizer: Tokenizer,

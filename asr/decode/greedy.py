@@ -1,5 +1,6 @@
 """Best-path decoding (Graves et al. 2006, section 3.2): fast, no search, no language model."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -43,6 +44,10 @@ class GreedyDecoder:
             DecodeError: the log-probabilities hold NaN.
         """
         return [self._hypothesis(path) for path in self.best_paths(emissions)]
+
+    def text_score(self, token_ids: Sequence[int]) -> float:
+        """Nothing: every text counts for what is heard alone."""
+        return 0.0
 
     def best_paths(self, emissions: Emissions) -> list[BestPath]:
         """The collapsed best path of each utterance.

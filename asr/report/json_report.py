@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from asr.attribution import Attribution
 from asr.errors import AsrError
 from asr.records import Hypothesis, Utterance, Word
 from asr.report.schema import SchemaError, from_json, to_json
@@ -63,6 +64,8 @@ class UtteranceResult:
     score: float | None
     words: tuple[Word, ...]
     fields: Mapping[str, Any]
+    token_ids: tuple[int, ...] = ()
+    attribution: Attribution | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +179,7 @@ def _utterance_result(
         score=hypothesis.score if math.isfinite(hypothesis.score) else None,
         words=hypothesis.words,
         fields=dict(utterance.extra),
+        token_ids=hypothesis.token_ids,
     )
 
 

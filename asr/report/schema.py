@@ -31,6 +31,18 @@ class SchemaError(ValueError):
         return SchemaError(self.problem, outer + self.place)
 
 
+def _optional_fields(record_type: Any) -> frozenset[str]:
+    """Fields with a default: reports written before these existed lack them."""
+    if not dataclasses.is_dataclass(record_type):
+        return frozenset()
+    missing = dataclasses.MISSING
+    return frozenset(
+        field.name
+        for field in dataclasses.fields(record_type)
+        if field.default is not missing or field.default_factory is not missing
+    )
+
+
 @cache
 def record_fields(record_type: Any) -> Mapping[str, Any]:
     """Names and types of a record's fields, in order; empty for what is no record."""
@@ -128,6 +140,7 @@ def _plain(expected: Any) -> Converter:
 
 def _record(record_type: Any) -> Converter:
     converters = {name: _converter(kind) for name, kind in record_fields(record_type).items()}
+    optional = _optional_fields(record_type)
 
     def convert_array(value: Any) -> Any:
         is_array = isinstance(value, list) and len(value) == len(converters)
@@ -139,10 +152,14 @@ def _record(record_type: Any) -> Converter:
     def convert_object(value: Any) -> Any:
         _checked(isinstance(value, dict), value, "an object")
         for name in converters:
-            if name not in value:
+            if name not in value and name not in optional:
                 raise SchemaError(f"lacks the field {name}")
         return record_type(
-            **{name: _convert_field(convert, value[name], name) for name, convert in converters.items()}
+            **{
+                name: _convert_field(convert, value[name], name)
+                for name, convert in converters.items()
+                if name in value
+            }
         )
 
     return convert_array if record_type in _ARRAYS else convert_object
