@@ -544,12 +544,12 @@ class EvaluateConfig:
 
 @dataclass
 class TranscribeConfig:
-    """``python -m asr.transcribe``."""
+    """``python -m asr.transcribe``. ``format`` is one name or, for files, a list of them."""
 
     checkpoint: str = REQUIRED
     inputs: list[str] = field(default_factory=list)
     decoder: DecoderConfig = REQUIRED
-    format: str = "text"
+    format: Any = "text"
     output: str | None = None
     existing: str = "refuse"
     device: str = "auto"
@@ -558,7 +558,17 @@ class TranscribeConfig:
     overlap_seconds: float = 4.0
 
     def __post_init__(self) -> None:
-        check_choice("format", self.format, ["text", "json"])
+        self.format = [
+            str(name) for name in (self.format if isinstance(self.format, list) else [self.format])
+        ]
+        for name in self.format:
+            check_choice("format", name, ["text", "json", "ctm", "srt", "vtt", "textgrid"])
+        if not self.format or len(set(self.format)) < len(self.format):
+            raise ConfigError("format: name each format once, one at least")
+        if len(self.format) > 1 and self.output is None:
+            raise ConfigError(
+                f"format=[{','.join(self.format)}] makes several files of each recording: add output=FOLDER"
+            )
         check_choice("existing", self.existing, ["refuse", "skip", "overwrite"])
         check_choice("device", self.device, ["auto", "cpu", "gpu"])
         check_range("window_seconds", self.window_seconds, at_least=1)

@@ -37,7 +37,6 @@ from asr.report.transcripts import (
     LINE_FORMATS,
     Source,
     Transcript,
-    as_text,
     beside,
     inside,
     make_transcript,
@@ -64,6 +63,8 @@ def transcribe(config: TranscribeConfig) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
     inputs = find_inputs(config.inputs)
+    if config.output is None and not inputs.is_single_file:
+        check_lines(config.format)
     jobs = plan_jobs(config, inputs.files)
     for problem in inputs.problems:
         fail(problem)
@@ -73,7 +74,7 @@ def transcribe(config: TranscribeConfig) -> int:
     device = choose_device(config.device)
     path = checkpoint.resolve(config.checkpoint)
     recogniser = checkpoint.load_recogniser(path, config.decoder, device)
-    run = Run(config, str(path), jobs, alone=inputs.is_single_file)
+    run = Run(config, str(path), jobs, alone=inputs.is_single_file, num_not_found=len(inputs.problems))
     try:
         with run.progress:
             for start in range(0, len(jobs), GROUP_FILES):
@@ -185,11 +186,18 @@ def _why_nothing(path: str) -> str:
     return f"{path}: no such audio file; correct the path or restore the file"
 
 
+class Target(NamedTuple):
+    """A file to be written; ``format`` is a name in ``FORMATS``."""
+
+    path: Path
+    format: str
+
+
 class Job(NamedTuple):
-    """An audio file and where its transcript goes (None: standard output)."""
+    """An audio file and where its transcript goes (nowhere: to standard output)."""
 
     file: AudioFile
-    target: Path | None
+    targets: tuple[Target, ...]
 
 
 def plan_jobs(config: TranscribeConfig, files: Sequence[AudioFile]) -> list[Job]:
@@ -199,21 +207,35 @@ def plan_jobs(config: TranscribeConfig, files: Sequence[AudioFile]) -> list[Job]
         ConfigError: a target exists and ``existing=refuse``, or the output folder cannot be used.
     """
     if config.output is None:
-        return [Job(file, None) for file in files]
-    sources, suffix = [file.source for file in files], FORMATS[config.format].suffix
-    if config.output == "beside":
-        targets = beside(sources, suffix)
-    else:
-        targets = inside(_writable_folder(config.output), sources, suffix)
-    existing = {target for target in targets if target.exists()}
+        return [Job(file, ()) for file in files]
+    sources = [file.source for file in files]
+    folder = None if config.output == "beside" else _writable_folder(config.output)
+    columns = []
+    for name in config.format:
+        suffix = FORMATS[name].suffix
+        paths = beside(sources, suffix) if folder is None else inside(folder, sources, suffix)
+        columns.append([Target(path, name) for path in paths])
+    rows = list(zip(*columns, strict=True))
+    existing = {target.path for row in rows for target in row if target.path.exists()}
     if existing and config.existing == "refuse":
         others = f" and {len(existing) - 1} more exist" if len(existing) > 1 else " exists"
         raise ConfigError(f"{min(existing)}{others} already: add existing=skip or existing=overwrite")
-    return [
-        Job(file, target)
-        for file, target in zip(files, targets, strict=True)
-        if config.existing == "overwrite" or target not in existing
-    ]
+    if config.existing == "skip":
+        rows = [tuple(target for target in row if target.path not in existing) for row in rows]
+    return [Job(file, row) for file, row in zip(files, rows, strict=True) if row]
+
+
+def check_lines(formats: Sequence[str]) -> None:
+    """Refuse formats that make a file of each recording where there is none to write.
+
+    Raises:
+        ConfigError: naming the first of them.
+    """
+    for name in formats:
+        if name not in LINE_FORMATS:
+            raise ConfigError(
+                f"format={name} makes a file of each recording: add output=FOLDER or output=beside"
+            )
 
 
 def _writable_folder(output: str) -> Path:
@@ -313,8 +335,17 @@ def _recognise_long(recogniser: Recogniser, config: TranscribeConfig, item: Read
 class Run:
     """Takes results and failures of jobs in any order; writes files at once and lines in order."""
 
-    def __init__(self, config: TranscribeConfig, checkpoint_path: str, jobs: Sequence[Job], *, alone: bool):
+    def __init__(
+        self,
+        config: TranscribeConfig,
+        checkpoint_path: str,
+        jobs: Sequence[Job],
+        *,
+        alone: bool,
+        num_not_found: int,
+    ):
         self.jobs = jobs
+        self._num_not_found = num_not_found
         self.num_failed = 0
         self.progress = Progress(
             console=Console(stderr=True),
@@ -323,8 +354,8 @@ class Run:
             redirect_stderr=False,
             disable=not sys.stderr.isatty(),
         )
-        self._render_file = FORMATS[config.format].render
-        self._render_line = as_text if alone and config.format == "text" else LINE_FORMATS[config.format]
+        self._alone = alone
+        self._shown_format = config.format[0]
         self._checkpoint_path = checkpoint_path
         self._decoder = dataclasses.asdict(config.decoder)
         self._output = config.output
@@ -341,12 +372,12 @@ class Run:
         transcript = make_transcript(
             job.file.shown, item.duration_seconds, hypothesis, self._checkpoint_path, self._decoder
         )
-        if job.target is not None:
-            try:
-                write_file(job.target, self._render_file(transcript))
-            except AsrError as error:
-                self.failed(item.number, error)
-                return
+        try:
+            for target in job.targets:
+                write_file(target.path, FORMATS[target.format].render(transcript))
+        except AsrError as error:
+            self.failed(item.number, error)
+            return
         self._audio_seconds += item.duration_seconds
         self._finish(item.number, transcript)
 
@@ -376,7 +407,7 @@ class Run:
         logger.info(
             "%d of %d files transcribed%s: %.1f minutes of audio in %.1f s",
             len(self.jobs) - self.num_failed,
-            len(self.jobs),
+            len(self.jobs) + self._num_not_found,
             where,
             self._audio_seconds / 60,
             seconds,
@@ -395,11 +426,17 @@ class Run:
         while self._next in self._waiting:
             ready.append(self._waiting.pop(self._next))
             self._next += 1
-        lines = [self._render_line(transcript) for transcript in ready if transcript is not None]
+        lines = [self._shown(transcript) for transcript in ready if transcript is not None]
         if lines:
             with self._bar_hidden():
                 sys.stdout.write("".join(lines))
                 sys.stdout.flush()
+
+    def _shown(self, transcript: Transcript) -> str:
+        # A single file's JSON is one line too, for programs that read lines.
+        if self._alone and self._shown_format != "json":
+            return FORMATS[self._shown_format].render(transcript)
+        return LINE_FORMATS[self._shown_format](transcript)
 
     @contextmanager
     def _bar_hidden(self) -> Iterator[None]:

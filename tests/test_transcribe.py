@@ -210,6 +210,49 @@ def test_a_name_that_is_not_unicode(run: Command) -> None:
     assert run(name, "output=texts").code == 0
 
 
+def test_subtitles_of_one_file_on_standard_output(run: Command) -> None:
+    write("a.wav", 2.0)
+    assert run("a.wav", "format=vtt").lines[:2] == ["WEBVTT", ""]
+
+
+def test_time_marked_words_of_several_files(run: Command, recogniser: Recogniser) -> None:
+    for name in ("x/a.wav", "y/a.wav"):
+        write(name, 2.0)
+    rows = [line.split(" ") for line in run("x", "y", "format=ctm").lines]
+    assert {row[0] for row in rows} == {"x/a", "y/a"}
+    assert [row[4] for row in rows if row[0] == "x/a"] == text_of(recogniser, "x/a.wav").split()
+
+
+def test_several_formats_at_once(run: Command) -> None:
+    write("rec/a.wav", 2.0)
+    write("rec/b.wav", 2.0, seed=1)
+    assert run("rec", "format=[srt,json,textgrid]", "output=out").code == 0
+    names = [f"{stem}{suffix}" for stem in "ab" for suffix in (".TextGrid", ".json", ".srt")]
+    assert sorted(path.name for path in Path("out").iterdir()) == names
+    Path("out/a.srt").unlink()
+    kept = Path("out/a.json").stat().st_mtime_ns
+    assert run("rec", "format=[srt,json,textgrid]", "output=out", "existing=skip").code == 0
+    assert Path("out/a.srt").exists()
+    assert Path("out/a.json").stat().st_mtime_ns == kept
+
+
+def test_words_follow_each_other_through_the_windows_of_a_long_file(run: Command) -> None:
+    write("long.wav", 20.0)
+    options = ["window_seconds=3", "overlap_seconds=1", "format=json"]
+    result = json.loads(run("long.wav", *options).lines[0])
+    times = [word[key] for word in result["words"] for key in ("start_seconds", "end_seconds")]
+    assert times == sorted(times)
+    assert " ".join(word["text"] for word in result["words"]) == result["text"]
+
+
+def test_a_named_file_that_is_missing_counts_among_the_files(run: Command) -> None:
+    write("a.wav")
+    write("b.wav", seed=1)
+    outcome = run("a.wav", "b.wav", "missing.wav")
+    assert outcome.code == 1
+    assert any(message.startswith("2 of 3 files transcribed") for message in outcome.messages)
+
+
 # --------------------------------------------------------------------------- audio of all kinds
 
 
@@ -318,6 +361,9 @@ def test_all_bad(run: Command) -> None:
         (["a.flac", "output=a.flac"], "output=a.flac is a file"),
         (["a.flac", "output=a.flac/x"], "output=a.flac/x: the folder cannot be made"),
         (["a.flac", "format=srtt"], "format=srtt is not one of"),
+        (["a.flac", "b.flac", "format=srt"], "format=srt makes a file of each recording: add output=FOLDER"),
+        (["a.flac", "format=[srt,json]"], "format=[srt,json] makes several files"),
+        (["a.flac", "format=[]"], "name each format once, one at least"),
         (["a.flac", "window_seconds=0.5"], "window_seconds=0.5 must be at least 1"),
         (["a.flac", "overlap_seconds=0"], "overlap_seconds=0 must be above 0"),
         (["a.flac", "overlap_seconds=20"], "at most half of window_seconds=30"),
@@ -329,6 +375,7 @@ def test_all_bad(run: Command) -> None:
 def test_user_mistakes(run: Command, arguments: list[str], part: str) -> None:
     Path("empty_folder").mkdir()
     write("a.flac")
+    write("b.flac")
     outcome = run(*arguments)
     assert outcome.code == 2
     assert outcome.lines == []

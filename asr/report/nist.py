@@ -18,10 +18,10 @@ from typing import NamedTuple, TypeVar
 from asr.errors import TextError
 from asr.records import Word
 from asr.report.json_report import EvaluationReport
+from asr.report.transcripts import SCLITE_CHANNEL, ctm_line, sclite_name
 
 Record = TypeVar("Record")
 
-_CHANNEL = "A"
 _UNKNOWN_SPEAKER = "unknown"
 _SPECIAL = re.compile(r"[{}()<>]|^;;|^@$|^IGNORE_TIME_SEGMENT_IN_SCORING$")
 
@@ -88,7 +88,7 @@ def write_stm(transcripts: Iterable[Transcript], path: Path) -> None:
     transcripts = list(transcripts)
     names = _file_names([transcript.utterance_id for transcript in transcripts])
     lines = [
-        f"{name} {_CHANNEL} {_speaker(transcript)} {transcript.start_seconds:.3f} "
+        f"{name} {SCLITE_CHANNEL} {_speaker(transcript)} {transcript.start_seconds:.3f} "
         f"{transcript.end_seconds:.3f} {_checked_text(transcript)}".rstrip()
         for name, transcript in _in_byte_order(names, transcripts)
     ]
@@ -103,8 +103,7 @@ def write_ctm(utterances: Iterable[TimedWords], path: Path) -> None:
     for name, utterance in _in_byte_order(names, utterances):
         _checked_text(Transcript(utterance.utterance_id, "", " ".join(word.text for word in utterance.words)))
         for word in sorted(utterance.words, key=lambda word: word.start_seconds):
-            times = f"{word.start_seconds:.3f} {word.end_seconds - word.start_seconds:.3f}"
-            lines.append(f"{name} {_CHANNEL} {times} {word.text} {word.confidence:.4f}")
+            lines.append(ctm_line(name, word))
     _write_lines(lines, path)
 
 
@@ -116,7 +115,7 @@ def _file_names(utterance_ids: Sequence[str]) -> list[str]:
     """Identifiers without the characters that end or comment out an identifier."""
     owners: dict[str, str] = {}
     for utterance_id in utterance_ids:
-        name = re.sub(r"[\s();<>{}]", "_", utterance_id)
+        name = sclite_name(utterance_id)
         if name in owners:
             raise TextError(
                 f"utterances {owners[name]!r} and {utterance_id!r} are both {name!r} for sclite: rename one"
@@ -126,7 +125,7 @@ def _file_names(utterance_ids: Sequence[str]) -> list[str]:
 
 
 def _speaker(transcript: Transcript) -> str:
-    return re.sub(r"[\s();<>{}]", "_", transcript.speaker) or _UNKNOWN_SPEAKER
+    return sclite_name(transcript.speaker) or _UNKNOWN_SPEAKER
 
 
 def _checked_text(transcript: Transcript) -> str:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 from asr.errors import AsrError
 from asr.records import Hypothesis, Word
+from asr.report.subtitles import as_srt, as_vtt, in_milliseconds
 
 
 class TranscriptError(AsrError):
@@ -92,11 +94,89 @@ def as_json_line(transcript: Transcript) -> str:
     return json.dumps(_plain(transcript), ensure_ascii=False) + "\n"
 
 
-FORMATS: Mapping[str, Format] = {"text": Format(".txt", as_text), "json": Format(".json", as_json)}
+def as_ctm(transcript: Transcript) -> str:
+    """NIST's time-marked words; the recording is called by its file name without suffix."""
+    return _ctm(Path(transcript.path).stem, transcript.words)
+
+
+def as_ctm_lines(transcript: Transcript) -> str:
+    """The same with the whole path for a name, so that files of many folders stay apart."""
+    return _ctm(str(Path(transcript.path).with_suffix("")), transcript.words)
+
+
+def _ctm(name: str, words: Sequence[Word]) -> str:
+    return "".join(ctm_line(sclite_name(name), word) + "\n" for word in words)
+
+
+def ctm_line(name: str, word: Word) -> str:
+    """``file channel start duration word confidence``."""
+    start, end = round(word.start_seconds, 3), round(word.end_seconds, 3)
+    return f"{name} {SCLITE_CHANNEL} {start:.3f} {end - start:.3f} {sclite_name(word.text)} {word.confidence:.4f}"
+
+
+SCLITE_CHANNEL = "A"
+
+
+def sclite_name(text: str) -> str:
+    """``text`` without the characters that end, comment out or mark up a field of sclite's files."""
+    return re.sub(r"[\s();<>{}]", "_", text)
+
+
+def as_textgrid(transcript: Transcript) -> str:
+    """Praat's TextGrid (long text format): one tier of words; silences are intervals without text."""
+    words = in_milliseconds(transcript.words)
+    intervals: list[tuple[int, int, str]] = []
+    end_ms = 0
+    for word in words:
+        if word.start_ms > end_ms:
+            intervals.append((end_ms, word.start_ms, ""))
+        intervals.append((word.start_ms, word.end_ms, word.text.replace('"', '""')))
+        end_ms = word.end_ms
+    last_ms = max(round(1000 * transcript.duration_seconds), end_ms, 1)
+    if last_ms > end_ms:
+        intervals.append((end_ms, last_ms, ""))
+    lines = [
+        'File type = "ooTextFile"',
+        'Object class = "TextGrid"',
+        "",
+        "xmin = 0",
+        f"xmax = {last_ms / 1000}",
+        "tiers? <exists>",
+        "size = 1",
+        "item []:",
+        "    item [1]:",
+        '        class = "IntervalTier"',
+        '        name = "words"',
+        "        xmin = 0",
+        f"        xmax = {last_ms / 1000}",
+        f"        intervals: size = {len(intervals)}",
+    ]
+    for number, (start, end, text) in enumerate(intervals, start=1):
+        lines += [
+            f"        intervals [{number}]:",
+            f"            xmin = {start / 1000}",
+            f"            xmax = {end / 1000}",
+            f'            text = "{text}"',
+        ]
+    return "\n".join(lines) + "\n"
+
+
+FORMATS: Mapping[str, Format] = {
+    "text": Format(".txt", as_text),
+    "json": Format(".json", as_json),
+    "ctm": Format(".ctm", as_ctm),
+    "srt": Format(".srt", lambda transcript: as_srt(transcript.words)),
+    "vtt": Format(".vtt", lambda transcript: as_vtt(transcript.words)),
+    "textgrid": Format(".TextGrid", as_textgrid),
+}
 """What one file per input can look like."""
 
-LINE_FORMATS: Mapping[str, Callable[[Transcript], str]] = {"text": as_text_line, "json": as_json_line}
-"""What one line per input can look like, on standard output."""
+LINE_FORMATS: Mapping[str, Callable[[Transcript], str]] = {
+    "text": as_text_line,
+    "json": as_json_line,
+    "ctm": as_ctm_lines,
+}
+"""What lines of many inputs can look like, one after the other on standard output."""
 
 
 def _plain(transcript: Transcript) -> dict[str, Any]:
