@@ -4,7 +4,16 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from asr import text
-from asr.augment import SpecAugment, WaveformAugmenter
+from asr.augment import (
+    Codecs,
+    MeasuredRooms,
+    Noise,
+    SimulatedRooms,
+    SoundLibrary,
+    SpecAugment,
+    WaveformAugmenter,
+    find_sounds,
+)
 from asr.config import (
     AugmentConfig,
     BeamConfig,
@@ -71,16 +80,61 @@ def make_acoustic_model(features: FeaturesConfig, model: ModelConfig, vocab_size
 def make_augmenters(
     config: AugmentConfig, features: SpectralFeatures
 ) -> tuple[WaveformAugmenter, SpecAugment]:
-    """What changes waveforms (in the loader) and what masks features (on the device)."""
-    on_waveforms = WaveformAugmenter(speed_factors=config.speed_factors, gain_db=config.gain_db)
+    """What changes waveforms (in the loader) and what masks features (on the device).
+
+    Raises:
+        ConfigError: there are no recordings of noise or rooms where they should be.
+    """
+    on_waveforms = WaveformAugmenter(
+        speed_factors=config.speed_factors,
+        gain_db=config.gain_db,
+        rooms=_make_rooms(config, features.sample_rate),
+        noise=_make_noise(config, features.sample_rate),
+        codecs=_make_codecs(config, features.sample_rate),
+    )
+    seconds_per_mask = config.seconds_per_time_mask
     on_features = SpecAugment(
         num_time_masks=config.num_time_masks,
+        frames_per_time_mask=None if seconds_per_mask is None else seconds_per_mask / features.hop_seconds,
         max_time_frames=round(config.time_mask_seconds / features.hop_seconds),
         max_time_share=config.time_mask_share,
         num_mel_masks=config.num_mel_masks,
         max_mel_share=config.mel_mask_share,
     )
     return on_waveforms, on_features
+
+
+def _make_rooms(config: AugmentConfig, sample_rate: int) -> MeasuredRooms | SimulatedRooms | None:
+    if config.reverb_probability == 0:
+        return None
+    if config.reverb_responses is not None:
+        library = _make_library(config, config.reverb_responses, "augment.reverb_responses", sample_rate)
+        return MeasuredRooms(library, probability=config.reverb_probability)
+    return SimulatedRooms(
+        sample_rate=sample_rate,
+        probability=config.reverb_probability,
+        rt60_seconds=(config.reverb_seconds[0], config.reverb_seconds[1]),
+        direct_db=(config.reverb_direct_db[0], config.reverb_direct_db[1]),
+    )
+
+
+def _make_noise(config: AugmentConfig, sample_rate: int) -> Noise | None:
+    if config.noise is None:
+        return None
+    library = _make_library(config, config.noise, "augment.noise", sample_rate)
+    snr_db = (config.noise_snr_db[0], config.noise_snr_db[1])
+    return Noise(library, probability=config.noise_probability, snr_db=snr_db)
+
+
+def _make_codecs(config: AugmentConfig, sample_rate: int) -> Codecs | None:
+    if config.codec_probability == 0:
+        return None
+    return Codecs(config.codecs, sample_rate=sample_rate, probability=config.codec_probability)
+
+
+def _make_library(config: AugmentConfig, path: str, option: str, sample_rate: int) -> SoundLibrary:
+    cache_bytes = int(config.sound_cache_gib * 2**30)
+    return SoundLibrary(find_sounds(path, option), sample_rate=sample_rate, cache_bytes=cache_bytes)
 
 
 def make_loss(config: LossConfig, blank_id: int) -> CTCLoss:

@@ -124,11 +124,22 @@ def check_mel_band(sample_rate: int, low_hz: float, high_hz: float | None) -> No
 
 @dataclass
 class AugmentConfig:
-    """Changes made to training audio only. Seeded per utterance and epoch."""
+    """Changes made to training audio only. Seeded per utterance and epoch; see docs/augmentation.md."""
 
     speed_factors: list[float] = field(default_factory=lambda: [1.0])
     gain_db: float = 0.0
+    noise: str | None = None
+    noise_probability: float = 0.0
+    noise_snr_db: list[float] = field(default_factory=lambda: [5.0, 20.0])
+    reverb_probability: float = 0.0
+    reverb_responses: str | None = None
+    reverb_seconds: list[float] = field(default_factory=lambda: [0.2, 0.8])
+    reverb_direct_db: list[float] = field(default_factory=lambda: [0.0, 12.0])
+    codec_probability: float = 0.0
+    codecs: list[str] = field(default_factory=lambda: ["mu_law", "gsm"])
+    sound_cache_gib: float = 0.25
     num_time_masks: int = 0
+    seconds_per_time_mask: float | None = None
     time_mask_seconds: float = 0.4
     time_mask_share: float = 0.2
     num_mel_masks: int = 0
@@ -140,11 +151,44 @@ class AugmentConfig:
         for factor in self.speed_factors:
             check_range("augment.speed_factors", factor, at_least=0.5, at_most=2.0)
         check_range("augment.gain_db", self.gain_db, at_least=0)
+        for name in ("noise_probability", "reverb_probability", "codec_probability"):
+            check_range(f"augment.{name}", getattr(self, name), at_least=0, at_most=1)
+        check_span("augment.noise_snr_db", self.noise_snr_db)
+        check_span("augment.reverb_seconds", self.reverb_seconds, at_least=0.05)
+        check_span("augment.reverb_direct_db", self.reverb_direct_db)
+        if self.noise is None and self.noise_probability > 0:
+            raise ConfigError(
+                f"augment.noise_probability={self.noise_probability:g} needs augment.noise=FOLDER of noise "
+                "recordings (or a manifest of them); without any: augment.noise_probability=0"
+            )
+        for name, probability in (("noise", "noise_probability"), ("reverb_responses", "reverb_probability")):
+            if getattr(self, name) is not None and getattr(self, probability) == 0:
+                raise ConfigError(
+                    f"augment.{name} is not used while augment.{probability}=0: raise it, or take "
+                    "augment=noisy, which does"
+                )
+        for codec in self.codecs:
+            check_choice("augment.codecs", codec, ["mu_law", "gsm", "opus", "vorbis", "mp3"])
+        if self.codec_probability > 0 and not self.codecs:
+            raise ConfigError("augment.codecs is empty; name some, or set augment.codec_probability=0")
+        check_range("augment.sound_cache_gib", self.sound_cache_gib, at_least=0)
         check_range("augment.num_time_masks", self.num_time_masks, at_least=0)
         check_range("augment.num_mel_masks", self.num_mel_masks, at_least=0)
         check_range("augment.time_mask_seconds", self.time_mask_seconds, above=0)
         check_range("augment.time_mask_share", self.time_mask_share, above=0, at_most=1)
         check_range("augment.mel_mask_share", self.mel_mask_share, above=0, at_most=1)
+        if self.seconds_per_time_mask is not None:
+            check_range("augment.seconds_per_time_mask", self.seconds_per_time_mask, above=0)
+            if self.num_time_masks == 0:
+                raise ConfigError(
+                    "augment.seconds_per_time_mask needs augment.num_time_masks, the most that an utterance gets"
+                )
+
+
+def check_span(option: str, span: list[float], at_least: float | None = None) -> None:
+    if len(span) != 2 or span[0] > span[1]:
+        raise ConfigError(f"{option}={span} must be two numbers, [lowest, highest]")
+    check_range(option, span[0], at_least=at_least)
 
 
 # --------------------------------------------------------------------------- text

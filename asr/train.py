@@ -22,6 +22,7 @@ from rich.console import Console
 
 from asr import build, checkpoint, optim
 from asr.audio import seconds_to_samples
+from asr.augment.sounds import sounds_sha256
 from asr.averaging import MovingAverage, mean_of_weights
 from asr.callbacks import (
     AtomicCheckpointIO,
@@ -80,6 +81,7 @@ def train(config: TrainConfig) -> int:
     """Train as configured; returns the exit code."""
     check_accelerator(config)
     utterances = {split: read_split(config, split) for split in ("train", "dev")}
+    manifests = describe_manifests(config)
     resume_from = find_resume(config)
     run_dir = resume_from.parent.parent if resume_from else make_run_dir(Path(config.run_dir))
     setup_logging(run_dir / "train.log")
@@ -104,7 +106,7 @@ def train(config: TrainConfig) -> int:
     report_corpus(corpus, run_dir)
     if config.init_from is not None and resume_from is None:
         warm_start(config.init_from, acoustic_model, tokenizer)
-    datamodule, module = make_modules(config, corpus, tokenizer, acoustic_model)
+    datamodule, module = make_modules(config, corpus, tokenizer, acoustic_model, manifests)
     write_run_files(config, run_dir, module.recipe)
     trainer = make_trainer(config, run_dir)
     try:
@@ -229,7 +231,11 @@ def report_exclusions(split: str, exclusions: Sequence[Exclusion]) -> None:
 
 
 def make_modules(
-    config: TrainConfig, corpus: Corpus, tokenizer: Tokenizer, acoustic_model: AcousticModel
+    config: TrainConfig,
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    acoustic_model: AcousticModel,
+    manifests: dict[str, dict[str, str]],
 ) -> tuple[SpeechDataModule, CtcModule]:
     """The Lightning views of data and model."""
     features = acoustic_model.features
@@ -252,7 +258,7 @@ def make_modules(
     num_steps = steps_per_epoch * config.trainer.max_epochs
     provenance = {
         **describe_environment(),
-        "manifests": describe_manifests(config),
+        "manifests": manifests,
     }
     module = CtcModule(
         acoustic_model=acoustic_model,
@@ -298,10 +304,21 @@ def warm_start(init_from: str, acoustic_model: AcousticModel, tokenizer: Tokeniz
 
 
 def describe_manifests(config: TrainConfig) -> dict[str, dict[str, str]]:
-    return {
+    """What the training learns from: the manifests, and the recordings mixed into their audio.
+
+    Raises:
+        ConfigError: there are no such recordings; names the option.
+    """
+    manifests = {
         split: {"path": path, "sha256": manifest_sha256(path)}
         for split, path in (("train", config.data.train), ("dev", config.data.dev))
     }
+    sounds = {
+        option: {"path": path, "sha256": sounds_sha256(path, f"augment.{option}")}
+        for option in ("noise", "reverb_responses")
+        if (path := getattr(config.augment, option)) is not None
+    }
+    return manifests | sounds
 
 
 def check_accelerator(config: TrainConfig) -> None:
@@ -466,7 +483,7 @@ def check_same_manifests(
     before: dict[str, dict[str, str]], now: dict[str, dict[str, str]], path: Path
 ) -> None:
     """Batches are planned from the manifests: with others the plan would be neither old nor new."""
-    changed = [now[split]["path"] for split in now if before[split]["sha256"] != now[split]["sha256"]]
+    changed = [now[name]["path"] for name in now if before[name]["sha256"] != now[name]["sha256"]]
     if changed:
         raise ConfigError(
             f"cannot go on from {path}: changed since then: {', '.join(changed)}; start a new run instead"

@@ -83,6 +83,24 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> TinyCorpus:
     return TinyCorpus(folder)
 
 
+@pytest.fixture(scope="session")
+def noise_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noises of several rates, channel counts and lengths: steady, hum, and one short event in silence."""
+    import soundfile
+
+    folder = tmp_path_factory.mktemp("noise")
+    random = np.random.default_rng(7)
+    steady = 0.1 * random.standard_normal((24000, 2))
+    hum = 0.2 * np.sin(2 * np.pi * 120 * np.arange(4410) / 44100)
+    event = np.zeros(16000)
+    event[9000:9400] = 0.5 * random.standard_normal(400)
+    (folder / "short").mkdir()
+    soundfile.write(folder / "steady.wav", steady, 16000)
+    soundfile.write(folder / "short" / "hum.flac", hum, 44100)
+    soundfile.write(folder / "short" / "event.wav", event, 8000)
+    return folder
+
+
 def compose_config(command: str, schema: type, overrides: Sequence[str]) -> Any:
     """The typed configuration of a command line, without running the command."""
     import hydra

@@ -23,6 +23,7 @@ RANK = {"": 0} | {name: rank for rank, names in RANKS.items() for name in names}
 ENTRY_POINTS = set(RANKS[6])
 # Siblings of one rank of which the first may know the second.
 SIBLINGS = {("config", "errors"), ("dataset", "sampler"), ("callbacks", "module"), ("averaging", "module")}
+SIBLINGS |= {("augment", "audio"), ("augment", "manifest")}
 
 MAY_IMPORT = {
     "hydra": {"build", "cli", *ENTRY_POINTS},

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from asr.augment import SpecAugment, WaveformAugmenter, _resampler
+from asr.augment import SpecAugment, WaveformAugmenter
+from asr.augment.waveform import _resampler
 from asr.records import Features
 
 FACTORS = [0.9, 1.0, 1.1]

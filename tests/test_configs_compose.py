@@ -72,9 +72,13 @@ def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("choice", GROUP_CHOICES)
-def test_every_choice_composes_and_builds(choice: str, language_model: Path) -> None:
+def test_every_choice_composes_and_builds(choice: str, language_model: Path, noise_folder: Path) -> None:
     group, name = choice.split("/")
-    needed = [f"decoder.lm={language_model}"] if choice == "decoder/beam_lm" else []
+    needs = {
+        "decoder/beam_lm": [f"decoder.lm={language_model}"],
+        "augment/noisy": [f"augment.noise={noise_folder}"],
+    }
+    needed = needs.get(choice, [])
     small = [] if group == "model" else ["model=tiny"]
     config = compose_config("train", TrainConfig, [f"{group}={name}", *small, *needed])
     chosen = getattr(config, group)

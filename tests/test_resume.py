@@ -25,6 +25,11 @@ RANDOM = [
     *("trainer.max_epochs=3", "schedule=cosine", "optimizer.learning_rate=1e-2"),
 ]
 
+ALL_AUGMENTATION = [
+    *("augment.noise_probability=0.7", "augment.reverb_probability=0.5", "augment.codec_probability=0.5"),
+    *("augment.codecs=[mu_law,gsm,opus,vorbis,mp3]", "augment.seconds_per_time_mask=0.3"),
+]
+
 
 @pytest.fixture(scope="module")
 def whole_run(tiny_train_config: Compose, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
@@ -81,17 +86,21 @@ def assert_identical(found: Any, expected: Any, where: str = "") -> None:
         pytest.param(4, ["trainer.accumulate_batches=2"], 3, id="within an accumulated step"),
         pytest.param(3, ["trainer.validate_every_epochs=3"], 4, id="after an epoch without validation"),
         pytest.param(5, ["data.num_workers=1"], 6, id="with a loader process"),
+        pytest.param(5, ["ALL AUGMENTATION"], 6, id="with all augmentation"),
     ],
 )
 def test_interrupted_and_resumed_is_bit_identical(
     tiny_train_config: Compose,
     whole_run: Callable[..., Path],
+    noise_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     batch_number: int,
     options: list[str],
     expected_step: int,
 ) -> None:
+    if options == ["ALL AUGMENTATION"]:
+        options = [*ALL_AUGMENTATION, f"augment.noise={noise_folder}"]
     expected = last_checkpoint(whole_run(*options))
     run_dir = tmp_path / "run"
     with monkeypatch.context() as patched:
@@ -223,6 +232,17 @@ def test_changed_manifests_are_refused_by_name(
     message = refusal(tiny_train_config(tmp_path / "x", *options, f"resume={tmp_path / 'run'}"), ConfigError)
     assert str(manifest) in message
     assert "dev.jsonl" not in message
+
+
+def test_changed_noise_is_refused_by_name(
+    tiny_train_config: Compose, noise_folder: Path, tmp_path: Path
+) -> None:
+    noise = shutil.copytree(noise_folder, tmp_path / "noise")
+    options = ["augment.noise_probability=0.5", f"augment.noise={noise}", "trainer.max_epochs=1"]
+    assert train(tiny_train_config(tmp_path / "run", *options)) == 0
+    (noise / "steady.wav").unlink()
+    message = refusal(tiny_train_config(tmp_path / "x", *options, f"resume={tmp_path / 'run'}"), ConfigError)
+    assert str(noise) in message
 
 
 def test_how_long_may_change(tiny_train_config: Compose, tiny_run: Path, tmp_path: Path) -> None:
