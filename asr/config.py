@@ -575,6 +575,7 @@ class EvaluateConfig:
     manifest: str | None = None
     decoder: DecoderConfig = REQUIRED
     normaliser: str = "none"
+    compare_greedy: bool = True
     output: str | None = None
     device: str = "auto"
     num_worst: int = 10

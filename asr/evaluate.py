@@ -58,6 +58,7 @@ def evaluate_with_progress(
             max_batch_seconds=config.data.max_batch_seconds,
             normaliser=config.normaliser,
             provenance=provenance,
+            compare_greedy=config.compare_greedy,
             on_progress=lambda num_done: progress.update(task, completed=num_done),
         )
 

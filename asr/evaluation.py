@@ -2,13 +2,18 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
 from asr.dataset import Example, load_utterance, select_readable
+from asr.decode.greedy import GreedyDecoder
 from asr.errors import AudioError
-from asr.pipeline import recognise_batches
+from asr.pipeline import Recognised, recognise_batches
 from asr.recogniser import Recogniser
-from asr.records import Hypothesis, Utterance
+from asr.records import Emissions, Hypothesis, Utterance
 from asr.report.json_report import EvaluationReport, Exclusion, build_report
 from asr.sampler import batches_by_length
 
@@ -21,6 +26,7 @@ def evaluate_utterances(
     max_batch_seconds: float,
     normaliser: str = "none",
     provenance: Mapping[str, Any] | None = None,
+    compare_greedy: bool = False,
     on_progress: Callable[[int], None] = lambda num_done: None,
 ) -> EvaluationReport:
     """Decode every utterance and score it against its text, both normalised as in training.
@@ -30,6 +36,8 @@ def evaluate_utterances(
 
     Args:
         normaliser: applied on top of the training's text normalisation (see ``asr.score``).
+        compare_greedy: also decode the same emissions greedily, and say what search and language model
+            are worth; nothing is compared where the decoder is the greedy one.
         on_progress: called with the number of utterances done so far.
     """
     started = time.perf_counter()
@@ -41,6 +49,11 @@ def evaluate_utterances(
         max_seconds=max_batch_seconds,
     )
     hypotheses: dict[int, Hypothesis] = {}
+    greedy = GreedyDecoder(recogniser.tokenizer, recogniser.acoustic_model.seconds_per_frame)
+    greedily = replace(recogniser, decoder=greedy)
+    compare_greedy = compare_greedy and not isinstance(recogniser.decoder, GreedyDecoder)
+    greedy_texts: dict[int, str] = {}
+    greedy_seconds = 0.0
     num_done = len(excluded)
     for batch in recognise_batches(
         recogniser,
@@ -48,22 +61,39 @@ def evaluate_utterances(
         load=lambda index: load_utterance(readable.examples[index].utterance, recogniser.sample_rate),
         name=lambda index: readable.examples[index].utterance.id,
     ):
-        for index, result, _ in batch:
+        for recognised in batch:
+            index, result = recognised.item, recognised.result
             if isinstance(result, AudioError):
                 excluded.append(Exclusion(readable.examples[index].utterance.id, str(result)))
             else:
                 hypotheses[index] = result
+        if compare_greedy:
+            greedy_started = time.perf_counter()
+            greedy_texts |= _decode_again(greedily, batch)
+            greedy_seconds += time.perf_counter() - greedy_started
         num_done += len(batch)
         on_progress(num_done)
     order = sorted(hypotheses)
     return build_report(
         [_with_text(readable.examples[index]) for index in order],
         [hypotheses[index] for index in order],
-        decode_seconds=time.perf_counter() - started,
+        greedy_texts=[greedy_texts[index] for index in order] if compare_greedy else None,
+        decode_seconds=time.perf_counter() - started - greedy_seconds,
         excluded=excluded,
         normaliser=normaliser,
         provenance=provenance,
     )
+
+
+def _decode_again(recogniser: Recogniser, batch: Sequence[Recognised[int]]) -> dict[int, str]:
+    """The text that another decoder finds in the emissions of a batch, by item."""
+    found = {one.item: one.log_probs for one in batch if one.log_probs is not None}
+    if not found:
+        return {}
+    lengths = torch.tensor([len(log_probs) for log_probs in found.values()])
+    emissions = Emissions(pad_sequence(list(found.values()), batch_first=True), lengths)
+    hypotheses = recogniser.hypotheses(emissions)
+    return {item: hypothesis.text for item, hypothesis in zip(found, hypotheses, strict=True)}
 
 
 def _with_text(example: Example) -> Utterance:

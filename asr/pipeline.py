@@ -33,11 +33,15 @@ ResultT = TypeVar("ResultT")
 
 
 class Recognised(NamedTuple, Generic[ItemT]):
-    """A recording and what was heard in its ``waveform`` ``(samples,)``, or why it has none."""
+    """A recording and what was heard in its ``waveform`` ``(samples,)``, or why it has none.
+
+    ``log_probs``: ``(frames, vocab)``, what the hypothesis was decoded from, on the model's device.
+    """
 
     item: ItemT
     result: Hypothesis | AudioError
     waveform: Tensor | None = None
+    log_probs: Tensor | None = None
 
 
 class _Pending(NamedTuple):
@@ -108,15 +112,19 @@ def recognise_batches(
 
     def decode(batch: _Batch[ItemT]) -> list[Recognised[ItemT]]:
         hypotheses: Iterator[Hypothesis] = iter(())
+        log_probs: Iterator[Tensor] = iter(())
         if batch.emissions is not None:
             try:
                 hypotheses = iter(decoding.decode(batch.emissions))
+                log_probs = iter(_unpadded(batch.emissions.emissions))
             except DecodeError as error:
                 read = zip(batch.items, batch.audio, strict=True)
                 items = [item for item, one in read if not isinstance(one, AudioError)]
                 raise error.named(name(items[error.index])) from error
         return [
-            Recognised(item, one) if isinstance(one, AudioError) else Recognised(item, next(hypotheses), one)
+            Recognised(item, one)
+            if isinstance(one, AudioError)
+            else Recognised(item, next(hypotheses), one, next(log_probs))
             for item, one in zip(batch.items, batch.audio, strict=True)
         ]
 
@@ -125,6 +133,11 @@ def recognise_batches(
     with _threads(LOADER_THREADS) as loaders, _threads(1) as decoders:
         audio = in_threads(loaders, load_or_fail, chain.from_iterable(batches), ahead=largest)
         yield from in_threads(decoders, decode, forward(audio), ahead=DECODE_AHEAD)
+
+
+def _unpadded(emissions: Emissions) -> list[Tensor]:
+    lengths = emissions.log_prob_lengths.tolist()
+    return [frames[:length] for frames, length in zip(emissions.log_probs, lengths, strict=True)]
 
 
 def decode_ahead(recogniser: Recogniser, emissions: Iterable[Emissions]) -> Iterator[list[Hypothesis]]:

@@ -300,7 +300,7 @@ def _readable(numbers: range, run: "Run") -> Iterator[Readable]:
 
 
 def _take(recognised: Recognised[Readable], run: "Run") -> None:
-    item, result, waveform = recognised
+    item, result, waveform = recognised.item, recognised.result, recognised.waveform
     if isinstance(result, AudioError):
         run.failed(item.number, result)
         return

@@ -70,6 +70,10 @@ def test_results_are_those_of_one_batch_after_another(checkpoint: Path, decoder:
     for batch, indices in zip(results, BATCHES, strict=True):
         assert [one.result for one in batch] == recogniser.recognise([AUDIO[index] for index in indices])
         assert all(one.waveform is AUDIO[one.item] for one in batch)
+        emissions = recogniser.emissions([AUDIO[index] for index in indices])
+        lengths = emissions.log_prob_lengths.tolist()
+        for one, frames, length in zip(batch, emissions.log_probs, lengths, strict=True):
+            assert torch.equal(one.log_probs, frames[:length])
     texts = [one.result.text for batch in results for one in batch]
     assert len(set(texts)) == len(AUDIO)  # so that a wrong order would show
 
@@ -93,7 +97,11 @@ def test_the_model_goes_on_while_a_batch_is_decoded(recogniser: Recogniser) -> N
     model = Hooked(recogniser.acoustic_model, lambda call, *_: second_forward.set() if call == 2 else None)
     decoder = Hooked(recogniser.decoder, wait)
     overlapping = replace(recogniser, acoustic_model=model, decoder=decoder)
-    assert run(overlapping) == run(recogniser)
+    overlapped, expected = (
+        [[(one.item, one.result) for one in batch] for batch in run(system)]
+        for system in (overlapping, recogniser)
+    )
+    assert overlapped == expected
 
 
 def test_few_batches_are_under_way(recogniser: Recogniser) -> None:

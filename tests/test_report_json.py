@@ -68,6 +68,21 @@ def report() -> EvaluationReport:
     )
 
 
+def test_greedy_decoding_is_compared_utterance_by_utterance(report):
+    assert report.greedy is None
+    references = [text.lower() for text, _ in TEXTS] * 8
+    worse = ["the hat hat on", "one two tree", "ein tag", ""] * 8
+    compared = make_report(TEXTS * 8, greedy_texts=worse, provenance={"decoder": {"lm": "a.arpa"}})
+    assert compared.greedy.wer == pytest.approx(jiwer.wer(references, worse))
+    assert compared.greedy.comparison.difference == pytest.approx(compared.wer - compared.greedy.wer)
+    assert "the language model makes this better by" in to_markdown(compared).replace("\\", "")
+    perfect = make_report(TEXTS * 8, greedy_texts=references, provenance={"decoder": {"lm": "a.arpa"}})
+    assert "makes this worse" in to_markdown(perfect).replace("\\", "")
+    assert "asr.tune" in to_markdown(perfect)
+    same = make_report(TEXTS, greedy_texts=[text.lower() for _, text in TEXTS])
+    assert "no difference shown for the beam search" in to_markdown(same)
+
+
 def test_headline_figures_are_jiwers_and_hand_arithmetic(report):
     references = [text.lower() for text, _ in TEXTS]
     hypotheses = [text for _, text in TEXTS]

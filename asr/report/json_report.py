@@ -24,12 +24,13 @@ from asr.score import (
     ErrorCounts,
     ErrorTables,
     align_words,
+    count_words,
     get_normaliser,
     score,
     tabulate_errors,
     total,
 )
-from asr.stats import Interval, rate_interval, wilson_interval
+from asr.stats import Interval, PairedComparison, compare_paired, rate_interval, wilson_interval
 
 SCHEMA_VERSION = 1
 """Raised when a field changes its meaning or goes; new fields alone do not raise it."""
@@ -69,6 +70,15 @@ class UtteranceResult:
 
 
 @dataclass(frozen=True, slots=True)
+class GreedyComparison:
+    """The same emissions decoded greedily; ``comparison`` is of the report's decoder with that."""
+
+    wer: float
+    counts: ErrorCounts
+    comparison: PairedComparison
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluationReport:
     """The content of ``report.json``; rates are ``nan`` where no reference words exist."""
 
@@ -92,6 +102,7 @@ class EvaluationReport:
     slices: Mapping[str, tuple[Slice, ...]]
     errors: ErrorTables
     utterances: tuple[UtteranceResult, ...]
+    greedy: GreedyComparison | None = None
 
 
 def build_report(
@@ -102,6 +113,7 @@ def build_report(
     excluded: Sequence[Exclusion] = (),
     normaliser: str = "basic",
     provenance: Mapping[str, Any] | None = None,
+    greedy_texts: Sequence[str] | None = None,
     seed: int = 0,
 ) -> EvaluationReport:
     """Score ``hypotheses`` against the texts of ``utterances`` and collect all figures.
@@ -112,6 +124,7 @@ def build_report(
         excluded: utterances that were left out, with reasons.
         normaliser: a name in ``asr.score.NORMALISERS``, applied to both sides.
         provenance: plain data about the run (checkpoint, manifest hashes, configuration, …).
+        greedy_texts: what greedy decoding of the same emissions gives, one per utterance.
         seed: of the bootstrap; the same seed gives the same report.
 
     Raises:
@@ -153,6 +166,25 @@ def build_report(
         slices=_slices(results),
         errors=tabulate_errors(Alignment(result.alignment) for result in results),
         utterances=results,
+        greedy=None
+        if greedy_texts is None
+        else _compare_greedy(references, counted.words, [normalise(text) for text in greedy_texts], seed),
+    )
+
+
+def _compare_greedy(
+    references: Sequence[str], counts: Sequence[ErrorCounts], greedy_texts: Sequence[str], seed: int
+) -> GreedyComparison:
+    greedy = count_words(references, greedy_texts)
+    return GreedyComparison(
+        wer=total(greedy).rate,
+        counts=total(greedy),
+        comparison=compare_paired(
+            [count.num_errors for count in counts],
+            [count.num_errors for count in greedy],
+            [count.num_reference for count in counts],
+            seed=seed,
+        ),
     )
 
 

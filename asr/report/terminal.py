@@ -100,6 +100,26 @@ def format_interval(interval: Interval) -> str:
     return f"{100 * interval.level:.0f} % interval {100 * interval.low:.2f}–{100 * interval.high:.2f}"
 
 
+def greedy_verdict(report: EvaluationReport) -> str:
+    """What the decoder is worth beside greedy decoding; empty where that was not looked at."""
+    if report.greedy is None:
+        return ""
+    comparison = report.greedy.comparison
+    has_lm = report.provenance.get("decoder", {}).get("lm") is not None
+    subject = "the language model" if has_lm else "the beam search"
+    if math.isnan(comparison.interval.low):
+        return f"too few utterances to say what {subject} changes"
+    low, high = sorted(100 * abs(bound) for bound in comparison.interval[:2])
+    evidence = f"(95 % interval {low:.2f}–{high:.2f}, p={comparison.p_value:.2g})"
+    if not comparison.is_supported:
+        difference = f"{100 * comparison.difference:+.2f} points, p={comparison.p_value:.2g}"
+        return f"no difference shown for {subject} ({difference})"
+    if comparison.difference < 0:
+        return f"{subject} makes this better by {-100 * comparison.difference:.2f} points {evidence}"
+    remedy = ": tune alpha and beta with asr.tune" if has_lm else ""
+    return f"{subject} makes this worse by {100 * comparison.difference:.2f} points {evidence}{remedy}"
+
+
 def _headline(report: EvaluationReport) -> Iterator[tuple[str, str]]:
     counts, interval = report.counts, format_interval(report.wer_interval)
     yield (
@@ -122,6 +142,8 @@ def _headline(report: EvaluationReport) -> Iterator[tuple[str, str]]:
         "Word errors",
         f"{counts.substitutions} substituted, {counts.deletions} deleted, {counts.insertions} inserted",
     )
+    if report.greedy is not None:
+        yield "Greedy", f"{format_percent(report.greedy.wer)}; {greedy_verdict(report)}"
     yield "CER", _join(format_percent(report.cer), f"{report.character_counts.num_reference} characters")
     yield (
         "Sentence errors",
