@@ -22,6 +22,7 @@ from asr.config import (
     CharTokenizerConfig,
     DecoderConfig,
     FeaturesConfig,
+    FlashlightConfig,
     GreedyConfig,
     LogMelConfig,
     LossConfig,
@@ -153,6 +154,21 @@ def make_decoder(config: DecoderConfig, tokenizer: Tokenizer, seconds_per_frame:
     """The configured decoder."""
     if isinstance(config, GreedyConfig):
         return GreedyDecoder(tokenizer, seconds_per_frame)
+    if isinstance(config, FlashlightConfig):
+        from asr.decode.flashlight import FlashlightDecoder, make_search
+
+        search = make_search(
+            tokenizer,
+            beam_width=config.beam_width,
+            score_gap=config.score_gap,
+            max_tokens=config.max_tokens,
+            lexicon_path=config.lexicon,
+            lm_path=config.lm,
+            lm_unit=config.lm_unit,  # type: ignore[arg-type]
+            alpha=config.alpha,
+            beta=config.beta,
+        )
+        return FlashlightDecoder(tokenizer, seconds_per_frame, search)
     assert isinstance(config, BeamConfig)
     # Imported here: the compiler behind the search is slow to load.
     from asr.decode.beam import BeamDecoder, Pruning

@@ -524,6 +524,39 @@ class BeamLmConfig(BeamConfig):
             )
 
 
+@dataclass
+class FlashlightConfig(DecoderConfig):
+    """Beam search of flashlight-text; see docs/decoding.md."""
+
+    kind: str = "flashlight"
+    lm: str | None = None
+    lm_unit: str = "word"
+    lexicon: str | None = None
+    alpha: float = 0.5
+    beta: float = 0.0
+    beam_width: int = 50
+    score_gap: float = 12.0
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("decoder.lm_unit", self.lm_unit, ["word", "token"])
+        check_range("decoder.alpha", self.alpha, at_least=0)
+        check_range("decoder.beam_width", self.beam_width, at_least=1)
+        check_range("decoder.score_gap", self.score_gap, above=0)
+        if self.max_tokens is not None:
+            check_range("decoder.max_tokens", self.max_tokens, at_least=1)
+        if self.lm_unit == "token" and (self.lm is None or self.lexicon is not None):
+            raise ConfigError(
+                "decoder.lm_unit=token describes decoder.lm, and flashlight uses it without decoder.lexicon; "
+                "decoder=beam_lm takes both"
+            )
+        if self.beta != 0 and self.lexicon is None and (self.lm is None or self.lm_unit == "token"):
+            raise ConfigError(
+                f"decoder.beta={self.beta:g} is for each word, and without decoder.lexicon or a decoder.lm of "
+                "words flashlight knows none"
+            )
+
+
 # --------------------------------------------------------------------------- commands
 
 
@@ -750,7 +783,12 @@ KINDS: dict[str, dict[str, type]] = {
         "one_cycle": OneCycleConfig,
         "cosine": CosineConfig,
     },
-    "decoder": {"greedy": GreedyConfig, "beam": BeamConfig, "beam_lm": BeamLmConfig},
+    "decoder": {
+        "greedy": GreedyConfig,
+        "beam": BeamConfig,
+        "beam_lm": BeamLmConfig,
+        "flashlight": FlashlightConfig,
+    },
     "augment": {"augment": AugmentConfig},
     "loss": {"ctc": LossConfig},
     "data": {"data": DataConfig},

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from asr.decode.decoder import DecodeError, unusable_frame, words_from_tokens
+from asr.decode.decoder import DecodeError, unusable_frame
 from asr.decode.scored_kernels import scored_search
 from asr.decode.scorer import Scorer
 from asr.decode.search_kernels import prefix_search
-from asr.decode.token_times import token_times
+from asr.decode.token_times import aligned
 from asr.device import to_host
 from asr.errors import ConfigError
 from asr.records import Emissions, Hypothesis
@@ -114,7 +114,7 @@ class BeamDecoder:
             DecodeError: see :meth:`decode`.
             ConfigError: log-probabilities and tokenizer differ in their number of classes.
         """
-        utterances = self._utterances(emissions)
+        utterances = frames_of(emissions, self.tokenizer)
         return self._map(lambda index: self._hypotheses(utterances[index], index, num_best), len(utterances))
 
     def search(self, log_probs: NDArray[np.float32], num_best: int) -> list[Labelling]:
@@ -132,27 +132,11 @@ class BeamDecoder:
         """
         if self.scorer is None:
             return 0.0
-        clear = np.full((2 * len(token_ids) + 1, self.tokenizer.vocab_size), -np.inf, np.float32)
-        clear[0::2, self.tokenizer.blank_id] = 0.0
-        clear[np.arange(len(token_ids)) * 2 + 1, np.asarray(token_ids, np.int64)] = 0.0
         try:
-            (labelling,) = self._search(clear, 0, 1)
+            (labelling,) = self._search(only_these(token_ids, self.tokenizer), 0, 1)
         except DecodeError:
             return -math.inf
         return labelling.score if labelling.is_complete else -math.inf
-
-    def _utterances(self, emissions: Emissions) -> list[NDArray[np.float32]]:
-        vocab_size = emissions.log_probs.shape[2]
-        if vocab_size != self.tokenizer.vocab_size:
-            raise ConfigError(
-                f"the model emits {vocab_size} classes but the tokenizer has {self.tokenizer.vocab_size} "
-                "tokens: they are not of one training"
-            )
-        log_probs = to_host(emissions.log_probs.detach().float()).numpy()
-        lengths = emissions.log_prob_lengths.tolist()
-        return [
-            np.ascontiguousarray(frames[:length]) for frames, length in zip(log_probs, lengths, strict=True)
-        ]
 
     def _map(
         self, decode_one: Callable[[int], list[Hypothesis]], num_utterances: int
@@ -195,25 +179,37 @@ class BeamDecoder:
         ]
 
     def _hypothesis(self, log_probs: NDArray[np.float32], labelling: Labelling) -> Hypothesis:
-        times = token_times(log_probs, labelling.token_ids, self.tokenizer.blank_id)
-        token_ids = labelling.token_ids
+        token_ids, num_kept = labelling.token_ids, len(labelling.token_ids)
         if not labelling.is_complete:
-            token_ids = token_ids[: self.tokenizer.word_groups(token_ids)[-1].first]
-        starts = times.starts[: len(token_ids)].tolist()
-        return Hypothesis(
-            token_ids=token_ids,
-            text=self.tokenizer.decode(token_ids),
-            score=labelling.score,
-            token_frames=tuple(starts),
-            words=words_from_tokens(
-                self.tokenizer,
-                token_ids,
-                starts,
-                times.ends.tolist(),
-                times.peaks.tolist(),
-                self.seconds_per_frame,
-            ),
+            num_kept = self.tokenizer.word_groups(token_ids)[-1].first
+        return aligned(
+            self.tokenizer, log_probs, token_ids, labelling.score, self.seconds_per_frame, num_kept
         )
+
+
+def only_these(token_ids: Sequence[int], tokenizer: Tokenizer) -> NDArray[np.float32]:
+    """``(frames, vocab)`` log-probabilities in which nothing but ``token_ids`` can be heard."""
+    log_probs = np.full((2 * len(token_ids) + 1, tokenizer.vocab_size), -np.inf, np.float32)
+    log_probs[0::2, tokenizer.blank_id] = 0.0
+    log_probs[np.arange(len(token_ids)) * 2 + 1, np.asarray(token_ids, np.int64)] = 0.0
+    return log_probs
+
+
+def frames_of(emissions: Emissions, tokenizer: Tokenizer) -> list[NDArray[np.float32]]:
+    """The ``(frames, vocab)`` of each utterance of a batch, in the CPU's memory.
+
+    Raises:
+        ConfigError: log-probabilities and tokenizer differ in their number of classes.
+    """
+    vocab_size = emissions.log_probs.shape[2]
+    if vocab_size != tokenizer.vocab_size:
+        raise ConfigError(
+            f"the model emits {vocab_size} classes but the tokenizer has {tokenizer.vocab_size} "
+            "tokens: they are not of one training"
+        )
+    log_probs = to_host(emissions.log_probs.detach().float()).numpy()
+    lengths = emissions.log_prob_lengths.tolist()
+    return [np.ascontiguousarray(frames[:length]) for frames, length in zip(log_probs, lengths, strict=True)]
 
 
 def _unusable(row: NDArray[np.float32], frame: int, index: int) -> DecodeError:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -164,7 +164,7 @@ def make_scorer(
     elif lm is not None and lm_unit == "word":
         lexicon = Lexicon.build(set(lm.vocabulary) - set(SPECIAL_WORDS), tokenizer, str(lm_path))
     if lm is not None and lm_unit == "word" and lexicon is not None and lexicon_path is not None:
-        _warn_of_unknown_words(lexicon, lm, lexicon_path)
+        warn_of_unknown_words(lexicon.words, lm, lexicon_path)
     return Scorer(
         tokenizer,
         lexicon=lexicon,
@@ -176,20 +176,20 @@ def make_scorer(
     )
 
 
-def _warn_of_unknown_words(lexicon: Lexicon, lm: NgramModel, path: str) -> None:
+def warn_of_unknown_words(words: Sequence[str], lm: NgramModel, path: str) -> None:
     """Say how many words of the lexicon the model does not know.
 
     Raises:
         ConfigError: it knows none.
     """
-    unknown = [word for word in lexicon.words if lm.word_id(word) == lm.unknown_id]
+    unknown = [word for word in words if lm.word_id(word) == lm.unknown_id]
     if not unknown:
         return
     message = (
-        f"{path}: {len(unknown) / len(lexicon.words):.1%} of its {len(lexicon.words)} words are unknown to the "
+        f"{path}: {len(unknown) / len(words):.1%} of its {len(words)} words are unknown to the "
         f"language model, e.g. {', '.join(map(repr, unknown[:3]))}"
     )
-    if len(unknown) == len(lexicon.words):
+    if len(unknown) == len(words):
         raise ConfigError(f"{message}; lexicon and model are not of one language or case")
     log.warning("%s", message)
 
@@ -273,13 +273,16 @@ def _hotword_tables(hotwords: Hotwords | None, spellings: TokenSpellings) -> dic
 
 
 def _lm_tokens(tokenizer: Tokenizer, lm: NgramModel) -> NDArray[np.int32]:
-    """Words of a language model over tokens; a space is spelled ``<space>`` alone and ``▁`` in a token.
+    return np.array([lm.word_id(name) for name in token_names(tokenizer, lm)], np.int32)
+
+
+def token_names(tokenizer: Tokenizer, lm: NgramModel) -> list[str]:
+    """The tokens as words of a model over them; a space is ``<space>`` alone and ``▁`` in a token.
 
     Raises:
         ConfigError: the model knows none of the tokens.
     """
     tokens = [SPACE if token == " " else token.replace(" ", "▁") for token in tokenizer.tokens]
-    ids = np.array([lm.word_id(token) for token in tokens], np.int32)
     spoken = [token for index, token in enumerate(tokens) if index != tokenizer.blank_id]
     unknown = [token for token in spoken if lm.word_id(token) == lm.unknown_id and token != UNKNOWN_WORD]
     if len(unknown) == len(spoken):
@@ -293,4 +296,4 @@ def _lm_tokens(tokenizer: Tokenizer, lm: NgramModel) -> NDArray[np.int32]:
             100 * len(unknown) / len(spoken),
             ", ".join(map(repr, unknown[:3])),
         )
-    return ids
+    return tokens

@@ -11,6 +11,10 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from asr.decode.decoder import words_from_tokens
+from asr.records import Hypothesis
+from asr.tokenizer import Tokenizer
+
 _STAY, _STEP, _SKIP = 0, 1, 2
 
 
@@ -30,6 +34,33 @@ def token_times(log_probs: NDArray[np.float32], token_ids: Sequence[int], blank:
     if len(token_ids):
         _align(log_probs, np.asarray(token_ids, np.int32), blank, starts, ends, peaks)
     return TokenTimes(starts, ends, peaks)
+
+
+def aligned(
+    tokenizer: Tokenizer,
+    log_probs: NDArray[np.float32],
+    token_ids: Sequence[int],
+    score: float,
+    seconds_per_frame: float,
+    num_kept: int | None = None,
+) -> Hypothesis:
+    """The hypothesis of a labelling that a search has found, with times for its tokens and words.
+
+    Args:
+        num_kept: only so many of the tokens, though all of them are aligned.
+    """
+    times = token_times(log_probs, token_ids, tokenizer.blank_id)
+    token_ids = tuple(token_ids[:num_kept])
+    starts = times.starts[: len(token_ids)].tolist()
+    return Hypothesis(
+        token_ids=token_ids,
+        text=tokenizer.decode(token_ids),
+        score=score,
+        token_frames=tuple(starts),
+        words=words_from_tokens(
+            tokenizer, token_ids, starts, times.ends.tolist(), times.peaks.tolist(), seconds_per_frame
+        ),
+    )
 
 
 @njit(cache=True, nogil=True)
