@@ -430,6 +430,8 @@ class TrainerConfig:
     log_every_steps: int = 10
     num_dev_samples: int = 3
     num_threads: int | None = None
+    memory_gib: float | None = None
+    profile: bool = False
     progress_bar: bool = True
 
     def __post_init__(self) -> None:
@@ -442,7 +444,13 @@ class TrainerConfig:
         check_range("trainer.validate_every_epochs", self.validate_every_epochs, at_least=1)
         check_range("trainer.log_every_steps", self.log_every_steps, at_least=1)
         check_range("trainer.num_dev_samples", self.num_dev_samples, at_least=0)
-        for option in ("max_minutes", "early_stopping_epochs", "save_every_minutes", "num_threads"):
+        for option in (
+            "max_minutes",
+            "early_stopping_epochs",
+            "save_every_minutes",
+            "num_threads",
+            "memory_gib",
+        ):
             value = getattr(self, option)
             if value is not None:
                 check_range(f"trainer.{option}", value, above=0)
@@ -572,6 +580,7 @@ class TrainConfig:
     run_dir: str = REQUIRED
     resume: str = "false"
     init_from: str | None = None
+    find: str | None = None
     features: FeaturesConfig = REQUIRED
     augment: AugmentConfig = REQUIRED
     text: TextConfig = field(default_factory=TextConfig)
@@ -587,6 +596,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_range("seed", self.seed, at_least=0)
+        if self.find is not None:
+            check_choice("find", self.find, ["learning_rate", "batch_size"])
         if self.init_from is not None and self.resume.lower() not in NO_RESUME:
             raise ConfigError(
                 "init_from begins a new run and resume goes on with an old one: give one of them"

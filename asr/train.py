@@ -1,6 +1,7 @@
 """``python -m asr.train``: manifests → trained recogniser, report, everything in one run directory."""
 
 import dataclasses
+import itertools
 import json
 import logging
 import math
@@ -20,7 +21,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, Timer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from rich.console import Console
 
-from asr import build, checkpoint, optim
+from asr import build, checkpoint, finders, optim
 from asr.audio import seconds_to_samples
 from asr.augment.sounds import sounds_sha256
 from asr.averaging import MovingAverage, mean_of_weights
@@ -52,6 +53,7 @@ from asr.evaluation import evaluate_utterances
 from asr.manifest import manifest_sha256, read_manifest
 from asr.models.acoustic import AcousticModel
 from asr.module import CtcModule
+from asr.profiling import StepProfiler
 from asr.provenance import command_line, describe_environment
 from asr.records import Utterance
 from asr.report.json_report import write_report
@@ -108,6 +110,9 @@ def train(config: TrainConfig) -> int:
         warm_start(config.init_from, acoustic_model, tokenizer)
     datamodule, module = make_modules(config, corpus, tokenizer, acoustic_model, manifests)
     write_run_files(config, run_dir, module.recipe)
+    if config.find is not None:
+        find(config, datamodule, module, tokenizer.vocab_size, run_dir)
+        return 0
     trainer = make_trainer(config, run_dir)
     try:
         trainer.fit(module, datamodule, ckpt_path=resume_from, weights_only=True)
@@ -331,17 +336,68 @@ def check_accelerator(config: TrainConfig) -> None:
         raise ConfigError("trainer.accelerator=gpu but no GPU is usable here; use auto or cpu")
 
 
+def use_gpu(config: TrainConfig) -> bool:
+    return torch.cuda.is_available() and config.trainer.accelerator != "cpu"
+
+
+def use_bf16(config: TrainConfig) -> bool:
+    wanted = config.trainer.precision
+    return wanted == "bf16" or (wanted == "auto" and has_fast_bf16("cuda" if use_gpu(config) else "cpu"))
+
+
+FIND_STEPS = 200
+
+
+def find(
+    config: TrainConfig, datamodule: SpeechDataModule, module: CtcModule, vocab_size: int, run_dir: Path
+) -> None:
+    """Suggest a learning rate or a batch size, with the command line's option to set it."""
+    module.to("cuda" if use_gpu(config) else "cpu")
+    optimizer = module.make_optimizer(module.acoustic_model)
+    if config.find == "learning_rate":
+        epochs = -(-FIND_STEPS // datamodule.num_train_batches)
+        batches = itertools.chain.from_iterable(datamodule.train_dataloader() for _ in range(epochs))
+        rates = finders.find_learning_rate(module, optimizer, batches, FIND_STEPS, use_bf16(config))
+        picture = run_dir / "learning_rate.png"
+        finders.plot_rates(rates, picture)
+        logger.info(
+            "the loss falls fastest at %.1e and stops falling at %.1e (%s)",
+            rates.suggestion,
+            rates.limit,
+            picture,
+        )
+        logger.info("suggested: optimizer.learning_rate=%.1e", rates.suggestion)
+        return
+    examples = datamodule.train_set.examples
+    slowest = min(config.augment.speed_factors)
+    durations = [example.utterance.duration_seconds / slowest for example in examples]
+    density = max(len(example.target) / example.utterance.duration_seconds for example in examples)
+    device = module.device
+    gib = config.trainer.memory_gib
+    budget = finders.memory_budget(device) if gib is None else int(gib * 2**30)
+    measure = finders.measure_step(
+        module, optimizer, datamodule.train_set.sample_rate, density, vocab_size, use_bf16(config)
+    )
+    batch = finders.find_batch_seconds(measure, durations, budget)
+    for seconds, peak in batch.peaks:
+        size = "out of memory" if peak == sys.maxsize else f"{peak / 2**30:.2f} GiB"
+        logger.info("  %6.0f padded seconds: %s", seconds, size)
+    logger.info(
+        "within %.1f GiB: data.max_batch_seconds=%.0f data.max_batch_utterances=%d",
+        budget / 2**30,
+        math.floor(batch.max_seconds),
+        batch.largest.num_utterances,
+    )
+    logger.info("that is what fits; small corpora learn better from smaller batches (more steps per epoch)")
+
+
 def make_trainer(config: TrainConfig, run_dir: Path) -> pl.Trainer:
     """Lightning's trainer with this program's callbacks, loggers and atomic checkpoints."""
     options = config.trainer
-    has_gpu = torch.cuda.is_available() and options.accelerator != "cpu"
-    use_bf16 = options.precision == "bf16" or (
-        options.precision == "auto" and has_fast_bf16("cuda" if has_gpu else "cpu")
-    )
     return pl.Trainer(
-        accelerator="gpu" if has_gpu else "cpu",
+        accelerator="gpu" if use_gpu(config) else "cpu",
         devices=1,
-        precision="bf16-mixed" if use_bf16 else "32-true",
+        precision="bf16-mixed" if use_bf16(config) else "32-true",
         max_epochs=options.max_epochs,
         gradient_clip_val=options.gradient_clip_norm,
         accumulate_grad_batches=options.accumulate_batches,
@@ -378,6 +434,8 @@ def make_callbacks(config: TrainConfig, run_dir: Path) -> list[Callback]:
             EarlyStopping("dev/wer", mode="min", patience=patience, check_on_train_epoch_end=False)
         )
     # Last: what it saves holds the state that the others have after the validation.
+    if options.profile:
+        callbacks.append(StepProfiler())
     best, last = folder / checkpoint.BEST, folder / checkpoint.LAST
     return [*callbacks, KeepBestAndLast(best, last, options.average_best or 0)]
 
@@ -540,9 +598,7 @@ def finish(config: TrainConfig, run_dir: Path) -> int:
     The evaluation runs through the same code as ``asr.evaluate``, which gives the same report.
     """
     path = checkpoint.resolve(run_dir)
-    device = torch.device(
-        "cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu"
-    )
+    device = torch.device("cuda" if use_gpu(config) else "cpu")
     recogniser = checkpoint.load_recogniser(path, config.decoder, device)
     report = evaluate_utterances(
         recogniser,

@@ -13,9 +13,12 @@ SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "conf" not in path.re
 RANKS = {
     0: ["records", "config", "errors", "text"],
     1: ["audio", "manifest", "tokenizer", "features", "augment", "ctc", "device", "provenance", "english"],
-    2: ["corpora", "dataset", "sampler", "models", "decode", "score", "stats", "optim"],
-    3: ["datamodule", "module", "callbacks", "averaging", "recogniser", "warm_start", "attribution"],
-    4: ["build", "pipeline", "report"],
+    2: ["coach", "corpora", "dataset", "sampler", "models", "decode", "score", "stats", "optim"],
+    3: [
+        *("datamodule", "module", "callbacks", "averaging", "profiling", "recogniser", "warm_start"),
+        *("attribution",),
+    ],
+    4: ["build", "finders", "pipeline", "report"],
     5: ["checkpoint", "cli", "evaluation", "longform"],
     6: ["train", "evaluate", "transcribe", "prepare", "doctor", "tune", "lm", "explain", "compare"],
 }
@@ -24,11 +27,12 @@ ENTRY_POINTS = set(RANKS[6])
 # Siblings of one rank of which the first may know the second.
 SIBLINGS = {("config", "errors"), ("dataset", "sampler"), ("callbacks", "module"), ("averaging", "module")}
 SIBLINGS |= {("augment", "audio"), ("augment", "manifest")}
+SIBLINGS |= {("profiling", "module")}
 
 MAY_IMPORT = {
     "hydra": {"build", "cli", *ENTRY_POINTS},
     "omegaconf": {"build", "cli", *ENTRY_POINTS},
-    "lightning": {"module", "datamodule", "callbacks", "averaging", "build", *ENTRY_POINTS},
+    "lightning": {"module", "datamodule", "callbacks", "averaging", "profiling", "build", *ENTRY_POINTS},
 }
 
 
