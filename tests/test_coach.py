@@ -69,8 +69,9 @@ def test_a_short_run_is_not_judged() -> None:
 
 def test_an_explosion_before_and_after_the_first_words() -> None:
     assert states(epochs([2.9, 2.8, 2.7, 2.6, 2.5, 9.0, 12.0]))[-1] is State.DIVERGED
-    after = learned([2.0, 1.0, 0.8], [0.9, 0.5, 0.4]) + [
-        replace(FLAT, step=400, dev_loss=7.0, wer=1.0, length_ratio=0.7)
+    after = [
+        *learned([2.0, 1.0, 0.8], [0.9, 0.5, 0.4]),
+        replace(FLAT, step=400, dev_loss=7.0, wer=1.0, length_ratio=0.7),
     ]
     assert states(after)[-1] is State.DIVERGED
 
