@@ -623,12 +623,33 @@ class EvaluateConfig:
     output: str | None = None
     device: str = "auto"
     num_worst: int = 10
+    sweep: str | None = None
+    sweep_values: list[float] | None = None
+    noise: str | None = None
+    noise_seed: int = 0
 
     def __post_init__(self) -> None:
         check_choice("split", self.split, ["train", "dev", "test"])
         check_choice("normaliser", self.normaliser, ["none", "basic", "english"])
         check_choice("device", self.device, ["auto", "cpu", "gpu"])
         check_range("num_worst", self.num_worst, at_least=0)
+        self._check_sweep()
+
+    def _check_sweep(self) -> None:
+        if self.sweep is not None:
+            check_choice("sweep", self.sweep, ["snr", "speed"])
+        elif self.sweep_values is not None:
+            raise ConfigError("sweep_values= goes with sweep=snr or sweep=speed")
+        if self.sweep_values is not None and not self.sweep_values:
+            raise ConfigError("sweep_values=[] names no value; leave it out for the usual ones")
+        if self.sweep == "speed":
+            for factor in self.sweep_values or []:
+                check_range("sweep_values", factor, at_least=0.5, at_most=2.0)
+        if self.sweep == "snr" and self.noise is None:
+            raise ConfigError("sweep=snr needs noise=FOLDER of noise recordings (or a manifest of them)")
+        if self.sweep != "snr" and (self.noise is not None or self.noise_seed != 0):
+            raise ConfigError("noise= and noise_seed= go with sweep=snr")
+        check_range("noise_seed", self.noise_seed, at_least=0)
 
 
 @dataclass

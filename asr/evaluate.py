@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from asr import checkpoint
+from asr.augment import SoundLibrary, find_sounds
+from asr.augment.sounds import sounds_sha256
 from asr.cli import launch, setup_logging
 from asr.config import EvaluateConfig
 from asr.device import choose_device
@@ -18,7 +21,19 @@ from asr.manifest import read_manifest
 from asr.recogniser import Recogniser
 from asr.records import Utterance
 from asr.report.json_report import EvaluationReport, write_report
+from asr.report.sweep import SCHEMA_VERSION as SWEEP_SCHEMA_VERSION
+from asr.report.sweep import SweepReport, sweep_table, write_sweep
 from asr.report.terminal import print_report
+from asr.sweep import (
+    STANDARD_SNR_DB,
+    STANDARD_SPEEDS,
+    Condition,
+    noise_conditions,
+    run_sweep,
+    speed_conditions,
+)
+
+NOISE_CACHE_BYTES = 2**29
 
 
 def main() -> int:
@@ -34,33 +49,81 @@ def evaluate(config: EvaluateConfig) -> int:
     path = checkpoint.resolve(config.checkpoint)
     recogniser = checkpoint.load_recogniser(path, config.decoder, choose_device(config.device))
     provenance = checkpoint.describe_evaluation(path, manifest, config.decoder)
-    report = evaluate_with_progress(recogniser, utterances, config, provenance)
     output = Path(config.output) if config.output else default_output(config, path, manifest)
-    write_report(report, output / "report.json")
     console = Console()
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        run = Evaluation(recogniser, utterances, config, provenance, output, progress)
+        if config.sweep is not None:
+            return evaluate_sweep(run, console)
+        report = run.evaluate()
+    write_report(report, output / "report.json")
     print_report(report, console, num_worst=config.num_worst)
     console.print(f"report: {output / 'report.json'}", markup=False, soft_wrap=True)
     return 1 if report.excluded else 0
 
 
-def evaluate_with_progress(
-    recogniser: Recogniser,
-    utterances: Sequence[Utterance],
-    config: EvaluateConfig,
-    provenance: dict[str, Any],
-) -> EvaluationReport:
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("evaluating", total=len(utterances))
+@dataclass(frozen=True)
+class Evaluation:
+    """All that evaluating once needs, and that every condition of a sweep shares."""
+
+    recogniser: Recogniser
+    utterances: Sequence[Utterance]
+    config: EvaluateConfig
+    provenance: dict[str, Any]
+    output: Path
+    progress: Progress
+
+    def evaluate(self, condition: Condition | None = None) -> EvaluationReport:
+        name, alter = ("", None) if condition is None else (f" {condition.name}", condition.alter)
+        task = self.progress.add_task(f"evaluating{name}", total=len(self.utterances))
         return evaluate_utterances(
-            recogniser,
-            utterances,
-            max_batch_utterances=config.data.max_batch_utterances,
-            max_batch_seconds=config.data.max_batch_seconds,
-            normaliser=config.normaliser,
-            provenance=provenance,
-            compare_greedy=config.compare_greedy,
-            on_progress=lambda num_done: progress.update(task, completed=num_done),
+            self.recogniser,
+            self.utterances,
+            max_batch_utterances=self.config.data.max_batch_utterances,
+            max_batch_seconds=self.config.data.max_batch_seconds,
+            normaliser=self.config.normaliser,
+            provenance=self.provenance
+            if condition is None
+            else {**self.provenance, "condition": condition.name},
+            compare_greedy=self.config.compare_greedy,
+            alter=alter,
+            on_progress=lambda num_done: self.progress.update(task, completed=num_done),
         )
+
+
+def evaluate_sweep(run: Evaluation, console: Console) -> int:
+    """Evaluate under every condition of the configured sweep; a full report of each is kept."""
+    config, kind = run.config, run.config.sweep
+    assert kind is not None
+    folder = run.output / f"sweep-{kind}"
+    conditions, provenance = make_conditions(config, run.recogniser.sample_rate)
+    points = run_sweep(
+        conditions,
+        run.evaluate,
+        on_report=lambda condition, report: write_report(report, folder / condition.name / "report.json"),
+    )
+    sweep = SweepReport(SWEEP_SCHEMA_VERSION, kind, points, {**run.provenance, **provenance})
+    written = write_sweep(sweep, folder)
+    console.print(sweep_table(sweep))
+    for path in written:
+        console.print(f"{path.stem}: {path}", markup=False, soft_wrap=True)
+    return 1 if points[0].num_excluded else 0
+
+
+def make_conditions(config: EvaluateConfig, sample_rate: int) -> tuple[list[Condition], dict[str, Any]]:
+    """The conditions of the configured sweep, and where their noise comes from.
+
+    Raises:
+        ConfigError: there is no noise where it should be.
+    """
+    if config.noise is None:
+        return speed_conditions(config.sweep_values or STANDARD_SPEEDS), {}
+    library = SoundLibrary(
+        find_sounds(config.noise, "noise"), sample_rate=sample_rate, cache_bytes=NOISE_CACHE_BYTES
+    )
+    noise = {"path": config.noise, "sha256": sounds_sha256(config.noise, "noise"), "seed": config.noise_seed}
+    values = config.sweep_values or STANDARD_SNR_DB
+    return noise_conditions(library, values, config.noise_seed), {"noise": noise}
 
 
 def find_manifest(config: EvaluateConfig) -> Path:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from asr.dataset import Example, load_utterance, select_readable
@@ -17,6 +18,9 @@ from asr.records import Emissions, Hypothesis, Utterance
 from asr.report.json_report import EvaluationReport, Exclusion, build_report
 from asr.sampler import batches_by_length
 
+Alter = Callable[[Utterance, Tensor], Tensor]
+"""What is done to an utterance's ``(samples,)`` before it is recognised."""
+
 
 def evaluate_utterances(
     recogniser: Recogniser,
@@ -27,6 +31,7 @@ def evaluate_utterances(
     normaliser: str = "none",
     provenance: Mapping[str, Any] | None = None,
     compare_greedy: bool = False,
+    alter: Alter | None = None,
     on_progress: Callable[[int], None] = lambda num_done: None,
 ) -> EvaluationReport:
     """Decode every utterance and score it against its text, both normalised as in training.
@@ -38,8 +43,15 @@ def evaluate_utterances(
         normaliser: applied on top of the training's text normalisation (see ``asr.score``).
         compare_greedy: also decode the same emissions greedily, and say what search and language model
             are worth; nothing is compared where the decoder is the greedy one.
+        alter: changes the audio first (noise, speed), for measuring robustness.
         on_progress: called with the number of utterances done so far.
     """
+
+    def load(index: int) -> Tensor:
+        utterance = readable.examples[index].utterance
+        waveform = load_utterance(utterance, recogniser.sample_rate)
+        return waveform if alter is None else alter(utterance, waveform)
+
     started = time.perf_counter()
     readable = select_readable(utterances, recogniser.normalise)
     excluded = [Exclusion(exclusion.id, exclusion.reason) for exclusion in readable.exclusions]
@@ -58,7 +70,7 @@ def evaluate_utterances(
     for batch in recognise_batches(
         recogniser,
         batches,
-        load=lambda index: load_utterance(readable.examples[index].utterance, recogniser.sample_rate),
+        load=load,
         name=lambda index: readable.examples[index].utterance.id,
     ):
         for recognised in batch:

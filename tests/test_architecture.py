@@ -19,14 +19,14 @@ RANKS = {
         *("attribution",),
     ],
     4: ["build", "finders", "pipeline", "report"],
-    5: ["checkpoint", "cli", "evaluation", "longform"],
+    5: ["checkpoint", "cli", "evaluation", "longform", "sweep"],
     6: ["train", "evaluate", "transcribe", "prepare", "doctor", "tune", "lm", "explain", "compare"],
 }
 RANK = {"": 0} | {name: rank for rank, names in RANKS.items() for name in names}
 ENTRY_POINTS = set(RANKS[6])
 # Siblings of one rank of which the first may know the second.
 SIBLINGS = {("config", "errors"), ("dataset", "sampler"), ("callbacks", "module"), ("averaging", "module")}
-SIBLINGS |= {("augment", "audio"), ("augment", "manifest")}
+SIBLINGS |= {("augment", "audio"), ("augment", "manifest"), ("sweep", "evaluation")}
 SIBLINGS |= {("profiling", "module")}
 
 MAY_IMPORT = {
