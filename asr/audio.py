@@ -22,7 +22,8 @@ import torch
 import torchaudio
 from torch import Tensor
 
-from asr.errors import AudioError, ConfigError
+from asr.errors import AudioError, ConfigError, NotFiniteAudioError
+from asr.records import Problem
 
 # File names that a folder is searched for; what a file really holds is read from its header.
 AUDIO_EXTENSIONS = frozenset(
@@ -67,13 +68,6 @@ class Window(NamedTuple):
     start_seconds: float
     waveform: Tensor
     is_last: bool
-
-
-class AudioProblem(NamedTuple):
-    """``name`` is one of ``not_finite``, ``silent``, ``clipped``, ``dc_offset``; ``detail`` is readable."""
-
-    name: str
-    detail: str
 
 
 def seconds_to_samples(seconds: float, sample_rate: int) -> int:
@@ -145,21 +139,25 @@ def stream_audio(
     return _windows(Path(path), sample_rate, window_samples, hop_samples)
 
 
-def describe_problems(waveform: Tensor) -> list[AudioProblem]:
-    """Name what is wrong with the sound of ``waveform`` ``(samples,)``; empty when nothing is."""
-    if not bool(torch.isfinite(waveform).all()):
-        return [AudioProblem("not_finite", "has NaN or infinite samples")]
-    magnitudes = waveform.abs()
-    peak = float(magnitudes.max()) if waveform.numel() else 0.0
+def describe_problems(waveform: Tensor) -> list[Problem]:
+    """Name what is wrong with the sound of ``waveform`` ``(samples,)``; empty when nothing is.
+
+    Names: ``not_finite``, ``silent``, ``clipped``, ``dc_offset``.
+    """
+    samples = waveform.numpy()  # one thread: many files are looked at side by side
+    peak = max(float(samples.max()), -float(samples.min())) if len(samples) else 0.0
+    if not math.isfinite(peak):
+        return [Problem("not_finite", "has NaN or infinite samples")]
     if peak < _SILENT_PEAK:
-        return [AudioProblem("silent", f"is silent (peak {peak:.1e} of full scale)")]
+        return [Problem("silent", f"is silent (peak {peak:.1e} of full scale)")]
     problems = []
-    clipped_share = float((magnitudes >= _CLIPPED_LEVEL).float().mean())
-    if clipped_share > _CLIPPED_SHARE:
-        problems.append(AudioProblem("clipped", f"has {clipped_share:.1%} of its samples at full scale"))
-    mean = float(waveform.double().mean())
+    num_clipped = np.count_nonzero(np.abs(samples) >= _CLIPPED_LEVEL) if peak >= _CLIPPED_LEVEL else 0
+    if num_clipped > _CLIPPED_SHARE * len(samples):
+        share = num_clipped / len(samples)
+        problems.append(Problem("clipped", f"has {share:.1%} of its samples at full scale"))
+    mean = float(samples.mean(dtype=np.float64))
     if abs(mean) > _DC_OFFSET:
-        problems.append(AudioProblem("dc_offset", f"is shifted by {mean:+.3f} of full scale"))
+        problems.append(Problem("dc_offset", f"is shifted by {mean:+.3f} of full scale"))
     return problems
 
 
@@ -297,7 +295,7 @@ def _check_block(info: AudioInfo, position: int, num_wanted: int, mono: np.ndarr
     finite = np.isfinite(mono)  # a non-finite channel makes the mean non-finite
     if not finite.all():
         place = samples_to_seconds(position + int(np.argmin(finite)), info.sample_rate)
-        raise AudioError(
+        raise NotFiniteAudioError(
             f"{info.path}: has NaN or infinite samples at {place:.3f} s; write it anew or remove it"
         )
 

@@ -88,10 +88,15 @@ def to_typed(composed: DictConfig) -> Any:
 
 
 def register_schemas(config_name: str, schema: type) -> None:
-    """Make ``<config_name>_schema`` and each group's ``<kind>_schema`` known to Hydra."""
+    """Make ``<config_name>_schema`` and each group's ``<kind>_schema`` known to Hydra.
+
+    A schema that extends another's stands in for it as well, so that its YAML can build on the other's.
+    """
     OmegaConf.register_new_resolver("job_suffix", job_suffix, replace=True)
     store = ConfigStore.instance()
     store.store(name=f"{config_name}_schema", node=schema)
+    for base in schema.__mro__[1:-1]:
+        store.store(name=f"{base.__name__.removesuffix('Config').lower()}_schema", node=schema)
     for group, kinds in KINDS.items():
         for kind, node in kinds.items():
             store.store(group=group, name=f"{kind}_schema", node=node)

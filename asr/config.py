@@ -565,6 +565,19 @@ class FlashlightConfig(DecoderConfig):
             )
 
 
+@dataclass
+class DoctorOptions:
+    """How deeply the audio behind the manifests is looked at before training."""
+
+    depth: str = "auto"
+    auto_hours: float = 20.0
+    cache: str | None = "runs/.doctor"
+
+    def __post_init__(self) -> None:
+        check_choice("doctor.depth", self.depth, ["auto", "full", "quick", "off"])
+        check_range("doctor.auto_hours", self.auto_hours, at_least=0)
+
+
 # --------------------------------------------------------------------------- commands
 
 
@@ -593,6 +606,7 @@ class TrainConfig:
     decoder: DecoderConfig = REQUIRED
     trainer: TrainerConfig = REQUIRED
     logger: LoggerConfig = REQUIRED
+    doctor: DoctorOptions = field(default_factory=DoctorOptions)
 
     def __post_init__(self) -> None:
         check_range("seed", self.seed, at_least=0)
@@ -607,6 +621,24 @@ class TrainConfig:
                 "augment.num_time_masks and augment.num_mel_masks replace features by their mean, which "
                 "features.normalise=none does not know; use another normalise, or augment=none"
             )
+
+
+@dataclass
+class DoctorConfig(TrainConfig):
+    """``python -m asr.doctor``: every option of training, since they decide what can be learned."""
+
+    output: str = REQUIRED
+    fix: str | None = None
+    fix_split: str = "train"
+    drop: list[str] = field(default_factory=list)
+    num_shown: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("fix_split", self.fix_split, ["train", "dev", "test"])
+        check_range("num_shown", self.num_shown, at_least=0)
+        if self.fix is None and (self.drop or self.fix_split != "train"):
+            raise ConfigError("drop= and fix_split= say what fix=OUT.jsonl writes: give fix= too")
 
 
 @dataclass

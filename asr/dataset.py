@@ -2,18 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from asr.audio import audio_info, load_audio
+from asr.audio import AudioInfo, audio_info, load_audio
 from asr.augment import WaveformAugmenter
 from asr.ctc import min_frames
 from asr.errors import AudioError
-from asr.records import Batch, Utterance
+from asr.records import Batch, Problem, Utterance
 from asr.sampler import Pick
 from asr.tokenizer import Tokenizer
 
@@ -32,23 +32,32 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Exclusion:
-    """An utterance that was left out, and why."""
+    """An utterance that was left out, and why: the name of the problem, and a sentence."""
 
     id: str
+    problem: str
     reason: str
     duration_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Every utterance of a manifest is in exactly one of the two lists."""
+    """Every utterance of a manifest is in exactly one of ``examples`` and ``exclusions``.
+
+    ``without_target`` says which of the examples are scored but cannot be learned from, and why.
+    """
 
     examples: list[Example]
     exclusions: list[Exclusion]
+    without_target: list[Exclusion] = field(default_factory=list)
+
+
+def exclude(utterance: Utterance, problem: Problem) -> Exclusion:
+    return Exclusion(utterance.id, problem.name, problem.detail, utterance.duration_seconds)
 
 
 def select_learnable(
-    readable: Selection, reasons: Callable[[Example], str | None], tokenizer: Tokenizer
+    readable: Selection, reasons: Callable[[Example], Problem | None], tokenizer: Tokenizer
 ) -> Selection:
     """For training: of the readable examples, those that CTC can learn from, with their targets.
 
@@ -62,22 +71,27 @@ def select_learnable(
         if reason is None:
             examples.append(with_target(example, tokenizer))
         else:
-            exclusions.append(Exclusion(example.utterance.id, reason, example.utterance.duration_seconds))
+            exclusions.append(exclude(example.utterance, reason))
     return Selection(examples, exclusions)
 
 
 def select_scorable(
-    readable: Selection, reasons: Callable[[Example], str | None], tokenizer: Tokenizer
+    readable: Selection, reasons: Callable[[Example], Problem | None], tokenizer: Tokenizer
 ) -> Selection:
     """For validation: every readable example counts in the WER, learnable or not.
 
     Those without a possible target keep an empty one and are left out of the dev loss alone.
     """
-    examples = [
-        with_target(example, tokenizer) if reasons(example) is None else example
-        for example in readable.examples
-    ]
-    return Selection(examples, readable.exclusions)
+    examples: list[Example] = []
+    without_target: list[Exclusion] = []
+    for example in readable.examples:
+        reason = reasons(example)
+        if reason is None:
+            examples.append(with_target(example, tokenizer))
+        else:
+            examples.append(example)
+            without_target.append(exclude(example.utterance, reason))
+    return Selection(examples, readable.exclusions, without_target)
 
 
 def with_target(example: Example, tokenizer: Tokenizer) -> Example:
@@ -90,22 +104,29 @@ def unlearnable_reason(
     min_seconds: float,
     max_seconds: float,
     num_frames: Callable[[float], int],
-) -> str | None:
-    """Why CTC cannot learn from this example, or None."""
+) -> Problem | None:
+    """Why CTC cannot learn from this example, or None.
+
+    Names: ``empty_text``, ``too_short``, ``too_long``, ``unknown_characters``, ``too_few_frames``.
+    """
     seconds = example.utterance.duration_seconds
     if not example.text:
-        return "empty text"
+        return Problem("empty_text", "empty text")
     if seconds < min_seconds:
-        return f"shorter than data.min_seconds={min_seconds:g}"
+        return Problem("too_short", f"shorter than data.min_seconds={min_seconds:g}")
     if seconds > max_seconds:
-        return f"longer than data.max_seconds={max_seconds:g}"
+        return Problem("too_long", f"longer than data.max_seconds={max_seconds:g}")
     unknown = tokenizer.unknown_characters(example.text)
     if unknown:
-        return f"unknown characters {' '.join(repr(character) for character in sorted(unknown))}"
+        shown = " ".join(repr(character) for character in sorted(unknown))
+        return Problem("unknown_characters", f"unknown characters {shown}")
     needed = num_label_frames(tokenizer.encode(example.text))
     available = num_frames(seconds)
     if needed > available:
-        return f"too few frames: {needed} needed for the labels and their repeats, {available} there"
+        return Problem(
+            "too_few_frames",
+            f"too few frames: {needed} needed for the labels and their repeats, {available} there",
+        )
     return None
 
 
@@ -114,39 +135,52 @@ def num_label_frames(target: Sequence[int]) -> int:
     return int(min_frames(torch.tensor([list(target)]), torch.tensor([len(target)]))[0])
 
 
-def select_readable(utterances: Sequence[Utterance], normalise: Callable[[str], str]) -> Selection:
-    """Examples (without targets) of the utterances whose audio file is there and as long as described."""
-    with ThreadPoolExecutor() as pool:
-        problems = list(pool.map(unreadable_reason, utterances))
-    examples = [
-        Example(utterance, normalise(utterance.text), ())
-        for utterance, problem in zip(utterances, problems, strict=True)
-        if problem is None
-    ]
-    exclusions = [
-        Exclusion(utterance.id, problem, utterance.duration_seconds)
-        for utterance, problem in zip(utterances, problems, strict=True)
-        if problem is not None
-    ]
+def select_readable(
+    utterances: Sequence[Utterance],
+    normalise: Callable[[str], str],
+    problems: Sequence[Problem | None] | None = None,
+) -> Selection:
+    """Examples (without targets) of the utterances whose audio can be used.
+
+    Args:
+        problems: why each utterance cannot be, or None, where that is known already; otherwise each
+            file's header is read here.
+    """
+    if problems is None:
+        with ThreadPoolExecutor() as pool:
+            problems = list(pool.map(unreadable_reason, utterances))
+    examples: list[Example] = []
+    exclusions: list[Exclusion] = []
+    for utterance, problem in zip(utterances, problems, strict=True):
+        if problem is None:
+            examples.append(Example(utterance, normalise(utterance.text), ()))
+        else:
+            exclusions.append(exclude(utterance, problem))
     return Selection(examples, exclusions)
 
 
-def unreadable_reason(utterance: Utterance) -> str | None:
+def unreadable_reason(utterance: Utterance) -> Problem | None:
     """Why the audio cannot be read, judged by the file's header, or None."""
     try:
-        info = audio_info(utterance.audio_path)
+        return segment_problem(utterance, audio_info(utterance.audio_path))
     except AudioError as error:
-        return str(error)
+        return Problem("unreadable", str(error))
+
+
+def segment_problem(utterance: Utterance, info: AudioInfo) -> Problem | None:
+    """Where the manifest's stretch of audio leaves the file, or None (see ``DURATION_TOLERANCE_SECONDS``)."""
     if utterance.offset_seconds >= info.duration_seconds:
-        return (
+        return Problem(
+            "outside_file",
             f"the manifest says the audio begins at {utterance.offset_seconds:.2f} s but "
-            f"{utterance.audio_path} is {info.duration_seconds:.2f} s long"
+            f"{utterance.audio_path} is {info.duration_seconds:.2f} s long",
         )
     end_seconds = utterance.offset_seconds + utterance.duration_seconds
     if end_seconds > info.duration_seconds + DURATION_TOLERANCE_SECONDS:
-        return (
+        return Problem(
+            "outside_file",
             f"the manifest says the audio reaches to {end_seconds:.2f} s but "
-            f"{utterance.audio_path} is {info.duration_seconds:.2f} s long"
+            f"{utterance.audio_path} is {info.duration_seconds:.2f} s long",
         )
     return None
 

@@ -18,6 +18,10 @@ class AudioError(AsrError):
     """An audio file that cannot be turned into usable samples."""
 
 
+class NotFiniteAudioError(AudioError):
+    """Audio with NaN or infinite samples."""
+
+
 class ManifestError(AsrError):
     """A manifest or corpus folder that is missing, malformed or empty."""
 

@@ -25,6 +25,13 @@ class Utterance:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Problem(NamedTuple):
+    """Something wrong with an utterance: ``name`` from a fixed set, ``detail`` for the reader."""
+
+    name: str
+    detail: str
+
+
 class Batch(NamedTuple):
     """What the data loader yields.
 

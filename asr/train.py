@@ -8,7 +8,8 @@ import math
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -22,7 +23,6 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from rich.console import Console
 
 from asr import build, checkpoint, finders, optim
-from asr.audio import seconds_to_samples
 from asr.augment.sounds import sounds_sha256
 from asr.averaging import MovingAverage, mean_of_weights
 from asr.callbacks import (
@@ -38,32 +38,29 @@ from asr.callbacks import (
 from asr.cli import launch, setup_logging
 from asr.config import NO_RESUME, TrainConfig
 from asr.datamodule import SpeechDataModule
-from asr.dataset import (
-    Example,
-    Exclusion,
-    Selection,
-    select_learnable,
-    select_readable,
-    select_scorable,
-    unlearnable_reason,
-)
+from asr.dataset import Exclusion, Selection, select_readable
 from asr.device import has_fast_bf16
-from asr.errors import CheckpointError, ConfigError, ManifestError, TrainingError
+from asr.errors import CheckpointError, ConfigError, TrainingError
 from asr.evaluation import evaluate_utterances
-from asr.manifest import manifest_sha256, read_manifest
+from asr.findings import CHECKS, ExaminedSplit, Finding, find_problems
+from asr.inspection import UNLEARNABLE_AUDIO
+from asr.manifest import manifest_sha256
 from asr.models.acoustic import AcousticModel
 from asr.module import CtcModule
 from asr.profiling import StepProfiler
 from asr.provenance import command_line, describe_environment
-from asr.records import Utterance
+from asr.records import Problem, Utterance
+from asr.report.corpus_report import FINDINGS_NAME, write_findings
 from asr.report.json_report import write_report
 from asr.report.terminal import print_report
+from asr.selection import inspect_splits, read_split, select_split, unusable
 from asr.tokenizer import Tokenizer, report_unknown_characters, tokenizer_from_state
 from asr.warm_start import take_over
 
 logger = logging.getLogger("asr.train")  # __name__ is "__main__" under python -m
 
 MAX_LISTED_EXCLUSIONS = 10
+EXCLUDED_NAME = "excluded.jsonl"
 
 
 def main() -> int:
@@ -82,7 +79,7 @@ class Corpus:
 def train(config: TrainConfig) -> int:
     """Train as configured; returns the exit code."""
     check_accelerator(config)
-    utterances = {split: read_split(config, split) for split in ("train", "dev")}
+    utterances = {split: read_split(config.data, split) for split in ("train", "dev")}
     manifests = describe_manifests(config)
     resume_from = find_resume(config)
     run_dir = resume_from.parent.parent if resume_from else make_run_dir(Path(config.run_dir))
@@ -94,7 +91,14 @@ def train(config: TrainConfig) -> int:
     pl.seed_everything(config.seed, workers=True, verbose=False)
 
     normalise = build.make_normalise(config.text)
-    readable = {split: select_readable(utterances[split], normalise) for split in utterances}
+    problems = recorded_problems(run_dir, utterances) if resume_from else None
+    facts = inspect_splits(config.doctor, config.data, utterances) if problems is None else {}
+    readable = {
+        split: select_readable(
+            of_split, normalise, problems[split] if problems else unusable(split, of_split, facts[split])
+        )
+        for split, of_split in utterances.items()
+    }
     for split, selection in readable.items():
         check_not_empty(config, split, selection)
     texts = [example.text for example in readable["train"].examples]
@@ -106,6 +110,10 @@ def train(config: TrainConfig) -> int:
     acoustic_model = build.make_acoustic_model(config.features, config.model, tokenizer.vocab_size)
     corpus = select_corpus(config, readable["train"], readable["dev"], tokenizer, acoustic_model)
     report_corpus(corpus, run_dir)
+    if facts:
+        splits = {"train": corpus.train, "dev": corpus.dev}
+        examined = [ExaminedSplit(name, utterances[name], facts[name], splits[name]) for name in splits]
+        report_findings(find_problems(examined, acoustic_model.features.sample_rate), run_dir)
     if config.init_from is not None and resume_from is None:
         warm_start(config.init_from, acoustic_model, tokenizer)
     datamodule, module = make_modules(config, corpus, tokenizer, acoustic_model, manifests)
@@ -132,18 +140,6 @@ def train(config: TrainConfig) -> int:
 # ------------------------------------------------------------------ data
 
 
-def read_split(config: TrainConfig, split: str) -> list[Utterance]:
-    """The utterances of a split.
-
-    Raises:
-        ManifestError: missing (with the command that makes it), empty or malformed.
-    """
-    path = Path(getattr(config.data, split))
-    if not path.exists():
-        raise ManifestError(f"{path} is not there; make it with: {config.data.prepare_hint}")
-    return read_manifest(path)
-
-
 def select_corpus(
     config: TrainConfig,
     train_readable: Selection,
@@ -156,12 +152,8 @@ def select_corpus(
     Raises:
         TrainingError: nothing is left to train on or to validate with.
     """
-    train_set = select_learnable(
-        train_readable,
-        unlearnable(config, tokenizer, acoustic_model, max(config.augment.speed_factors)),
-        tokenizer,
-    )
-    dev_set = select_scorable(dev_readable, unlearnable(config, tokenizer, acoustic_model, 1.0), tokenizer)
+    train_set = select_split(config, "train", train_readable, tokenizer, acoustic_model)
+    dev_set = select_split(config, "dev", dev_readable, tokenizer, acoustic_model)
     for name, readable in (("train", train_readable), ("dev", dev_readable)):
         utterances = [dataclasses.replace(e.utterance, text=e.text) for e in readable.examples]
         for line in report_unknown_characters(tokenizer, utterances).lines():
@@ -185,24 +177,6 @@ def check_not_empty(config: TrainConfig, split: str, selection: Selection) -> No
         )
 
 
-def unlearnable(
-    config: TrainConfig, tokenizer: Tokenizer, acoustic_model: AcousticModel, speed: float
-) -> Callable[[Example], str | None]:
-    """Why an example cannot be learned from at this speed perturbation, or None."""
-    rate = acoustic_model.features.sample_rate
-
-    def num_frames(seconds: float) -> int:
-        num_samples = math.ceil(seconds_to_samples(seconds, rate) / speed)
-        return int(acoustic_model.output_lengths(torch.tensor([num_samples]))[0])
-
-    def reason(example: Example) -> str | None:
-        return unlearnable_reason(
-            example, tokenizer, config.data.min_seconds, config.data.max_seconds, num_frames
-        )
-
-    return reason
-
-
 def report_corpus(corpus: Corpus, run_dir: Path) -> None:
     """Say how much is used; list what is not, in full in ``excluded.jsonl``."""
     for name, selection in (("train", corpus.train), ("dev", corpus.dev)):
@@ -215,7 +189,27 @@ def report_corpus(corpus: Corpus, run_dir: Path) -> None:
         for exclusion in selection.exclusions
     ]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    (run_dir / "excluded.jsonl").write_text(text, encoding="utf-8")
+    (run_dir / EXCLUDED_NAME).write_text(text, encoding="utf-8")
+
+
+def recorded_problems(
+    run_dir: Path, utterances: dict[str, list[Utterance]]
+) -> dict[str, list[Problem | None]] | None:
+    """What an interrupted run found wrong with the audio, so that it goes on with the same batches.
+
+    None where it left no such record.
+    """
+    found: dict[tuple[str, str], Problem] = {}
+    try:
+        for line in (run_dir / EXCLUDED_NAME).read_text(encoding="utf-8").splitlines():
+            item = json.loads(line)
+            if item["problem"] in UNLEARNABLE_AUDIO:
+                found[item["split"], item["id"]] = Problem(item["problem"], item["reason"])
+    except (OSError, ValueError, KeyError):
+        return None
+    return {
+        split: [found.get((split, utterance.id)) for utterance in utterances[split]] for split in utterances
+    }
 
 
 def report_exclusions(split: str, exclusions: Sequence[Exclusion]) -> None:
@@ -230,6 +224,26 @@ def report_exclusions(split: str, exclusions: Sequence[Exclusion]) -> None:
     )
     for exclusion in exclusions[:MAX_LISTED_EXCLUSIONS]:
         logger.warning("  %s: %s", exclusion.id, exclusion.reason)
+
+
+def report_findings(findings: Sequence[Finding], run_dir: Path) -> None:
+    """One line for each check and split that found something; all of it in ``findings.jsonl``."""
+    groups: dict[tuple[str, str], list[Finding]] = defaultdict(list)
+    for finding in findings:
+        groups[finding.check, finding.split].append(finding)
+    for (check, split), found in groups.items():
+        if found[0].severity != "error":  # those have been left out, and named
+            logger.info(
+                "%s: %s: %d utterances (%.2f hours): %s, e.g. %s (%s)",
+                found[0].severity,
+                split,
+                len(found),
+                sum(finding.duration_seconds for finding in found) / 3600,
+                CHECKS[check].meaning,
+                found[0].id,
+                found[0].detail,
+            )
+    write_findings(findings, run_dir / FINDINGS_NAME)
 
 
 # ------------------------------------------------------------------ objects
@@ -519,6 +533,7 @@ def find_resume(config: TrainConfig) -> Path | None:
 
 MAY_DIFFER_ON_RESUME = (
     *("resume", "run_dir", "init_from", "trainer", "logger", "data.num_workers", "data.cache_audio_gib"),
+    "doctor",  # what it found is taken from the run's excluded.jsonl
 )
 # What a checkpoint holds depends on it.
 MUST_AGREE_ON_RESUME = ("trainer.ema_decay",)
@@ -602,7 +617,7 @@ def finish(config: TrainConfig, run_dir: Path) -> int:
     recogniser = checkpoint.load_recogniser(path, config.decoder, device)
     report = evaluate_utterances(
         recogniser,
-        read_split(config, "dev"),
+        read_split(config.data, "dev"),
         max_batch_utterances=config.data.max_batch_utterances,
         max_batch_seconds=config.data.max_batch_seconds,
         provenance=checkpoint.describe_evaluation(path, Path(config.data.dev), config.decoder),

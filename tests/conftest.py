@@ -118,6 +118,7 @@ TINY_OPTIONS = [
     *("augment=none", "data=custom", "data.num_workers=0", "data.max_batch_utterances=2"),
     *("trainer.accelerator=cpu", "trainer.num_threads=1", "trainer.max_epochs=2"),
     *("trainer.log_every_steps=1", "trainer.progress_bar=false", "logger.tensorboard=false"),
+    "doctor.cache=null",
 ]
 
 

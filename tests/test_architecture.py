@@ -16,10 +16,10 @@ RANKS = {
     2: ["coach", "corpora", "dataset", "sampler", "models", "decode", "score", "stats", "optim"],
     3: [
         *("datamodule", "module", "callbacks", "averaging", "profiling", "recogniser", "warm_start"),
-        *("attribution",),
+        *("attribution", "inspection", "findings"),
     ],
     4: ["build", "finders", "pipeline", "report"],
-    5: ["checkpoint", "cli", "evaluation", "longform", "sweep"],
+    5: ["checkpoint", "cli", "evaluation", "longform", "selection", "sweep"],
     6: ["train", "evaluate", "transcribe", "prepare", "doctor", "tune", "lm", "explain", "compare"],
 }
 RANK = {"": 0} | {name: rank for rank, names in RANKS.items() for name in names}
@@ -27,7 +27,7 @@ ENTRY_POINTS = set(RANKS[6])
 # Siblings of one rank of which the first may know the second.
 SIBLINGS = {("config", "errors"), ("dataset", "sampler"), ("callbacks", "module"), ("averaging", "module")}
 SIBLINGS |= {("augment", "audio"), ("augment", "manifest"), ("sweep", "evaluation")}
-SIBLINGS |= {("profiling", "module")}
+SIBLINGS |= {("profiling", "module"), ("findings", "inspection")}
 
 MAY_IMPORT = {
     "hydra": {"build", "cli", *ENTRY_POINTS},

@@ -14,6 +14,8 @@ from asr import build, optim
 from asr.cli import CONFIG_DIR
 from asr.config import (
     KINDS,
+    DoctorConfig,
+    DoctorOptions,
     EvaluateConfig,
     ExplainConfig,
     LmConfig,
@@ -28,6 +30,7 @@ from asr.errors import ConfigError
 ROOT = Path(CONFIG_DIR)
 COMMANDS = {
     "train": TrainConfig,
+    "doctor": DoctorConfig,
     "evaluate": EvaluateConfig,
     "transcribe": TranscribeConfig,
     "prepare": PrepareConfig,
@@ -143,16 +146,20 @@ def test_every_option_of_a_group_is_shown_and_explained(group: str) -> None:
 def test_every_option_of_a_command_is_shown_and_explained(command: str) -> None:
     path = ROOT / f"{command}.yaml"
     groups = {name for name in KINDS if (ROOT / name).is_dir()}
-    known = {field.name for field in dataclasses.fields(COMMANDS[command])} - groups
-    shown = set(options_of(path))
+    inherited = {  # shown where the command that has them shows them
+        field.name for base in COMMANDS[command].__mro__[1:-1] for field in dataclasses.fields(base)
+    }
+    known = {field.name for field in dataclasses.fields(COMMANDS[command])} - groups - inherited
+    shown = set(options_of(path)) - inherited
     assert known == shown
     if command in {"prepare", "lm"}:  # their --help explains each option at length
         template = yaml.safe_load(path.read_text(encoding="utf-8"))["hydra"]["help"]["template"]
         assert shown <= set(re.findall(r"\w+", template))
     else:
-        assert shown - {"text"} <= documented(path)
+        assert shown - {"text", "doctor"} <= documented(path)
     if command == "train":
-        assert {field.name for field in dataclasses.fields(TextConfig)} <= documented(path)
+        for part in (TextConfig, DoctorOptions):
+            assert {field.name for field in dataclasses.fields(part)} <= documented(path)
 
 
 def test_masks_need_features_whose_mean_is_known() -> None:

@@ -29,7 +29,7 @@ from asr.dataset import (
     unreadable_reason,
 )
 from asr.errors import AudioError
-from asr.records import Batch, Utterance
+from asr.records import Batch, Problem, Utterance
 from asr.sampler import BucketSampler, Pick
 from asr.tokenizer import CharTokenizer
 
@@ -220,7 +220,8 @@ def test_a_file_that_goes_bad_later_is_named(tmp_path: Path) -> None:
 def reason_for(
     text: str, *, seconds: float = 1.0, num_frames: Callable[[float], int] = lambda seconds: 1000
 ) -> str | None:
-    return unlearnable_reason(example("u", text, seconds=seconds), TOKENIZER, 0.5, 20.0, num_frames)
+    problem = unlearnable_reason(example("u", text, seconds=seconds), TOKENIZER, 0.5, 20.0, num_frames)
+    return problem.detail if problem is not None else None
 
 
 def test_reasons_not_to_learn() -> None:
@@ -288,10 +289,10 @@ def test_reasons_not_to_read(tmp_path: Path) -> None:
 
 def test_training_leaves_out_what_validation_still_counts() -> None:
     kept, empty, strange = example("kept", "ab"), example("empty", ""), example("strange", "x")
-    unreadable = asr.dataset.Exclusion("unreadable", "no such audio file", 3.0)
+    unreadable = asr.dataset.Exclusion("unreadable", "unreadable", "no such audio file", 3.0)
     readable = Selection([kept, empty, strange], [unreadable])
 
-    def reasons(one: Example) -> str | None:
+    def reasons(one: Example) -> Problem | None:
         return unlearnable_reason(one, TOKENIZER, 0.0, 20.0, lambda seconds: 100)
 
     learnable = select_learnable(readable, reasons, TOKENIZER)
@@ -305,4 +306,8 @@ def test_training_leaves_out_what_validation_still_counts() -> None:
         ("strange", ()),
     ]
     assert scorable.exclusions == [unreadable]
+    assert [(one.id, one.problem) for one in scorable.without_target] == [
+        ("empty", "empty_text"),
+        ("strange", "unknown_characters"),
+    ]
     assert readable.exclusions == [unreadable]  # the given lists stay as they were

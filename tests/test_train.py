@@ -274,7 +274,7 @@ def test_utterance_that_does_not_fit_at_run_time_is_left_out_and_named(
     lines = tiny_corpus.lines("train")
     lines[2]["text"] = "abcd" * 30
     manifest = tiny_corpus.write(tmp_path / "train.jsonl", lines)
-    monkeypatch.setattr("asr.train.unlearnable", lambda *unused: lambda example: None)
+    monkeypatch.setattr("asr.selection.unlearnable", lambda *unused: lambda example: None)
     assert train(tiny_train_config(tmp_path / "run", f"data.train={manifest}")) == 0
     log = (tmp_path / "run" / "train.log").read_text()
     assert log.count("train-2 has too few frames for its labels: left out of the loss") == 1
