@@ -23,7 +23,7 @@ from asr.audio import Window, seconds_to_samples, stream_audio
 from asr.decode.decoder import DecodeError
 from asr.decode.greedy import GreedyDecoder
 from asr.pipeline import decode_ahead
-from asr.recogniser import Recogniser
+from asr.recogniser import Recogniser, normalised
 from asr.records import Emissions, Hypothesis, Word
 from asr.tokenizer import Tokenizer
 
@@ -352,10 +352,11 @@ def joined(
         ]
         texts.append(part.text)
         score += part.score
-    return Hypothesis(
+    whole = Hypothesis(
         token_ids=tuple(token_ids),
-        text=normalise(" ".join(texts)),
+        text=" ".join(texts),
         score=score,
         token_frames=tuple(token_frames),
         words=tuple(words),
     )
+    return normalised(whole, normalise)

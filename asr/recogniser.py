@@ -1,7 +1,8 @@
 """Waveforms → text, the same way for evaluation and transcription."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from asr.decode.decoder import Decoder
 from asr.device import to_device
 from asr.models.acoustic import AcousticModel
-from asr.records import Emissions, Hypothesis
+from asr.records import Emissions, Hypothesis, Word
 from asr.tokenizer import Tokenizer
 
 
@@ -39,12 +40,28 @@ class Recogniser:
             return self.acoustic_model(to_device(padded, self.device), to_device(lengths, self.device))
 
     def hypotheses(self, emissions: Emissions) -> list[Hypothesis]:
-        """One hypothesis per utterance of a batch, its text normalised as the training text was."""
-        return [
-            replace(hypothesis, text=self.normalise(hypothesis.text))
-            for hypothesis in self.decoder.decode(emissions)
-        ]
+        """One hypothesis per utterance of a batch, its text and words normalised as the training text was."""
+        return [normalised(hypothesis, self.normalise) for hypothesis in self.decoder.decode(emissions)]
 
     def recognise(self, waveforms: Sequence[Tensor]) -> list[Hypothesis]:
-        """One hypothesis per waveform."""
+        """One hypothesis per waveform; see :meth:`hypotheses`."""
         return self.hypotheses(self.emissions(waveforms))
+
+
+def normalised(hypothesis: Hypothesis, normalise: Callable[[str], str]) -> Hypothesis:
+    """Normalise text and words alike, so that the words still spell the text.
+
+    A word that normalises to several shares its time among them by their letters; one that
+    normalises to nothing goes.
+    """
+    words = tuple(part for word in hypothesis.words for part in _split(word, normalise(word.text).split()))
+    return replace(hypothesis, text=normalise(hypothesis.text), words=words)
+
+
+def _split(word: Word, texts: Sequence[str]) -> Iterator[Word]:
+    seconds_per_letter = (word.end_seconds - word.start_seconds) / max(1, sum(map(len, texts)))
+    start = word.start_seconds
+    for text, following in zip_longest(texts, texts[1:]):
+        end = start + seconds_per_letter * len(text) if following is not None else word.end_seconds
+        yield Word(text, start, end, word.confidence)
+        start = end

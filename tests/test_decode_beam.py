@@ -14,6 +14,7 @@ from torch import Tensor
 
 from asr.ctc.align import forced_align
 from asr.decode.beam import BeamDecoder, Pruning
+from asr.decode.confidence import Rival, word_shares
 from asr.decode.decoder import DecodeError
 from asr.decode.greedy import GreedyDecoder
 from asr.decode.token_times import token_times
@@ -237,7 +238,53 @@ def test_where_both_find_the_best_path_words_equal_the_greedy_ones() -> None:
             theirs.start_seconds,
             theirs.end_seconds,
         )
-        assert ours.confidence == pytest.approx(theirs.confidence, rel=1e-5)
+        assert 0.1 * theirs.confidence < ours.confidence < 1
+
+
+# ------------------------------------------------------------------ confidence
+
+
+def test_shares_of_rivals_by_hand() -> None:
+    """Posteriors 0.6, 0.3 and 0.1: the second has another word, the third lacks one and has two more."""
+    rivals = [
+        Rival(["the", "cat", "sat"], math.log(0.6)),
+        Rival(["the", "hat", "sat"], math.log(0.3)),
+        Rival(["a", "cat", "sat", "down"], math.log(0.1)),
+    ]
+    assert word_shares(["the", "cat", "sat"], rivals) == pytest.approx([0.9, 0.7, 1.0])
+    assert word_shares([], rivals) == []
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_words_confidence_is_the_posterior_of_the_texts_that_have_it(seed: int) -> None:
+    """Two frames have ten labellings, so the list of rivals holds them all."""
+    log_probs = random_log_probs(seed, 2, 4)
+    posterior = {
+        labels: math.exp(score) for labels, score in by_definition(log_probs, FIRST_BLANK.blank_id).items()
+    }
+    assert sum(posterior.values()) == pytest.approx(1, abs=1e-6)
+    hypothesis = decode_one(log_probs, EVERYTHING)[0]
+    times = token_times(log_probs.numpy(), hypothesis.token_ids, FIRST_BLANK.blank_id)
+    for word, group in zip(hypothesis.words, FIRST_BLANK.word_groups(hypothesis.token_ids), strict=True):
+        share = sum(p for labels, p in posterior.items() if word.text in FIRST_BLANK.decode(labels).split())
+        acoustic = math.prod(times.peaks[group.first : group.last + 1])
+        assert word.confidence == pytest.approx(0.9 * share + 0.1 * acoustic, abs=1e-5)
+
+
+def test_a_long_recording_has_rivals_all_along() -> None:
+    """20 doubtful letters have a million texts; 20 rivals of the whole would leave most letters undisputed."""
+    log_probs = torch.full((800, 4), 1e-4)
+    log_probs[:, 0] = 1.0
+    for letter in range(20):
+        frame = 5 + 40 * letter
+        log_probs[frame] = torch.tensor([1e-4, 1e-4, 0.55, 0.45])
+        log_probs[frame + 20] = torch.tensor([1e-4, 1.0, 1e-4, 1e-4])
+    log_probs = (log_probs / log_probs.sum(dim=1, keepdim=True)).log()[None]
+    short = BeamDecoder(FIRST_BLANK, 0.04).decode(Emissions(log_probs[:, :40], torch.tensor([40])))[0]
+    assert short.words[0].confidence == pytest.approx(0.55, abs=0.05)
+    long = BeamDecoder(FIRST_BLANK, 0.04).decode(Emissions(log_probs, torch.tensor([800])))[0]
+    assert [word.text for word in long.words] == ["a"] * 20
+    assert [word.confidence for word in long.words] == pytest.approx([0.55] * 20, abs=0.05)
 
 
 # ------------------------------------------------------------------ bad input

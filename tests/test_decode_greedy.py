@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 from asr.decode.decoder import words_from_tokens
 from asr.decode.greedy import GreedyDecoder
 from asr.records import Emissions
-from asr.tokenizer import CharTokenizer, SentencePieceTokenizer
+from asr.tokenizer import CharTokenizer, SentencePieceTokenizer, Tokenizer
 
 TOKENIZER = CharTokenizer([" ", "a", "b", "c"], blank_id=0)
 LAST_BLANK = CharTokenizer([" ", "a", "b", "c"], blank_id=4)
@@ -112,14 +113,14 @@ def test_word_times_and_confidence_by_hand() -> None:
     hypothesis = decode(["_aab_  __c"], probability=0.8)[0]
     first, second = hypothesis.words
     assert (first.text, second.text) == ("ab", "c")
-    # From the start of the first frame of "a" (1) to the end of the last frame of "b" (3).
-    assert (first.start_seconds, first.end_seconds) == pytest.approx((1 * 0.04, 4 * 0.04))
-    assert (second.start_seconds, second.end_seconds) == pytest.approx((9 * 0.04, 10 * 0.04))
-    assert first.confidence == pytest.approx(0.8)
+    # From a letter before the first frame of "a" (1), but not before 0, to the end of the last frame of "b" (3).
+    assert (first.start_seconds, first.end_seconds) == pytest.approx((0, 4 * 0.04))
+    assert (second.start_seconds, second.end_seconds) == pytest.approx((9 * 0.04 - 0.07, 10 * 0.04))
+    assert first.confidence == pytest.approx(0.8**2)
     assert hypothesis.token_frames == (1, 3, 5, 9)
 
 
-def test_a_tokens_confidence_is_its_surest_frame_and_a_words_the_geometric_mean() -> None:
+def test_a_tokens_confidence_is_its_surest_frame_and_a_words_the_product() -> None:
     probabilities: Tensor = torch.tensor(
         [
             # blank, space, a, b, c
@@ -131,7 +132,7 @@ def test_a_tokens_confidence_is_its_surest_frame_and_a_words_the_geometric_mean(
     emissions = Emissions(probabilities.log()[None], torch.tensor([3]))
     (word,) = GreedyDecoder(TOKENIZER, 1.0).decode(emissions)[0].words
     assert word.text == "ab"
-    assert word.confidence == pytest.approx(math.sqrt(0.9 * 0.4), rel=1e-5)
+    assert word.confidence == pytest.approx(0.9 * 0.4, rel=1e-5)
 
 
 @given(seed=st.integers(0, 2**32 - 1))
@@ -147,15 +148,40 @@ def test_words_spell_the_text_and_follow_each_other(seed: int) -> None:
     assert all(0 < word.confidence <= 1 for word in hypothesis.words)
 
 
+class Pieces(Tokenizer):
+    """Given pieces; nothing is encoded."""
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def _encode_known(self, text: str) -> list[int]:
+        raise AssertionError(text)
+
+
+def test_neighbours_share_the_time_between_their_spikes() -> None:
+    """Frames of 10 ms. "ab" as a piece would end 70 ms after its spike and "c" begin 70 ms before its own."""
+    tokenizer, token_ids = Pieces(["ab", " c"], blank_id=0), [1, 2]
+    first, second = words_from_tokens(tokenizer, token_ids, [10, 20], [10, 20], [1.0, 1.0], 0.01, 21)
+    assert (first.start_seconds, first.end_seconds) == pytest.approx((0.03, 0.155))  # half of 0.11 … 0.20
+    assert (second.start_seconds, second.end_seconds) == pytest.approx((0.155, 0.21))
+    # Characters: the word before has had its last letter, so the next one may begin at once.
+    letters = words_from_tokens(
+        TOKENIZER, TOKENIZER.encode("a b"), [10, 12, 14], [10, 12, 14], [1.0] * 3, 0.01, 20
+    )
+    assert [word.start_seconds for word in letters] == pytest.approx([0.03, 0.11])
+    assert [word.end_seconds for word in letters] == pytest.approx([0.11, 0.15])
+
+
 def test_subword_tokens_make_words_too() -> None:
     tokenizer = SentencePieceTokenizer.train(["one two three four"] * 3, vocab_size=13)
     token_ids = tokenizer.encode("three one")
     starts = [5 * index for index in range(len(token_ids))]
-    words = words_from_tokens(
-        tokenizer, token_ids, starts, [start + 1 for start in starts], [0.5] * len(token_ids), 0.02
-    )
+    ends = [start + 1 for start in starts]
+    words = words_from_tokens(tokenizer, token_ids, starts, ends, [0.5] * len(token_ids), 0.1, starts[-1] + 9)
     assert [word.text for word in words] == ["three", "one"]
     assert words[0].start_seconds == 0
-    assert words[-1].end_seconds == pytest.approx((starts[-1] + 2) * 0.02)
-    assert words[0].confidence == pytest.approx(0.5)
-    assert words_from_tokens(tokenizer, [], [], [], [], 0.02) == ()
+    num_letters = len(tokenizer.decode(token_ids[-1:]))
+    assert words[-1].end_seconds == pytest.approx((starts[-1] + 2) * 0.1 + 0.07 * (num_letters - 1))
+    last = tokenizer.word_groups(token_ids)[-1]
+    assert words[-1].confidence == pytest.approx(0.5 ** (last.last - last.first + 1))
+    assert words_from_tokens(tokenizer, [], [], [], [], 0.02, 0) == ()

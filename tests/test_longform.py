@@ -17,6 +17,7 @@ from asr import longform
 from asr.audio import load_audio, stream_audio
 from asr.build import make_acoustic_model
 from asr.config import BiLstmConfig, LogMelConfig
+from asr.decode.decoder import LETTER_SECONDS
 from asr.decode.greedy import GreedyDecoder
 from asr.longform import (
     PlacedEmissions,
@@ -183,12 +184,13 @@ def test_words_have_the_times_of_the_whole_recording(folder: Path) -> None:
     )
     assert [word.text for word in hypothesis.words] == ["cd"] * 30
     for word, start in zip(hypothesis.words, starts, strict=True):
-        assert 0 <= word.start_seconds - start <= 2 * ToneModel.seconds_per_frame
+        assert 0 <= word.start_seconds + LETTER_SECONDS - start <= 2 * ToneModel.seconds_per_frame
         assert word.end_seconds > word.start_seconds
     labels = [
         frame for frame, token in zip(hypothesis.token_frames, hypothesis.token_ids, strict=True) if token > 1
     ]
-    assert labels[-2] * ToneModel.seconds_per_frame == hypothesis.words[-1].start_seconds
+    spike_seconds = labels[-2] * ToneModel.seconds_per_frame
+    assert hypothesis.words[-1].start_seconds == pytest.approx(spike_seconds - LETTER_SECONDS)
 
 
 def test_a_recording_at_another_rate(folder: Path) -> None:

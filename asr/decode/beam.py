@@ -2,14 +2,15 @@
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from asr.decode.confidence import MAX_SECONDS, NUM_RIVALS, Rival, blend, word_shares
 from asr.decode.decoder import DecodeError, unusable_frame
 from asr.decode.scored_kernels import scored_search
 from asr.decode.scorer import Scorer
@@ -17,7 +18,7 @@ from asr.decode.search_kernels import prefix_search
 from asr.decode.token_times import aligned
 from asr.device import to_host
 from asr.errors import ConfigError
-from asr.records import Emissions, Hypothesis
+from asr.records import Emissions, Hypothesis, Word
 from asr.tokenizer import Tokenizer
 
 
@@ -148,9 +149,12 @@ class BeamDecoder:
             return list(pool.map(decode_one, range(num_utterances)))
 
     def _hypotheses(self, log_probs: NDArray[np.float32], index: int, num_best: int) -> list[Hypothesis]:
-        return [
-            self._hypothesis(log_probs, labelling) for labelling in self._search(log_probs, index, num_best)
-        ]
+        found = self._search(log_probs, index, max(num_best, NUM_RIVALS))
+        rivals = self._rivals(found[:NUM_RIVALS])
+        return [self._hypothesis(log_probs, labelling, rivals) for labelling in found[:num_best]]
+
+    def _rivals(self, labellings: Sequence[Labelling]) -> list[Rival]:
+        return [Rival(self.tokenizer.decode(found.token_ids).split(), found.score) for found in labellings]
 
     def _search(self, log_probs: NDArray[np.float32], index: int, num_best: int) -> list[Labelling]:
         num_best = min(num_best, self.pruning.beam_width)
@@ -178,13 +182,52 @@ class BeamDecoder:
             for rank in range(found)
         ]
 
-    def _hypothesis(self, log_probs: NDArray[np.float32], labelling: Labelling) -> Hypothesis:
+    def _hypothesis(
+        self, log_probs: NDArray[np.float32], labelling: Labelling, rivals: Sequence[Rival]
+    ) -> Hypothesis:
         token_ids, num_kept = labelling.token_ids, len(labelling.token_ids)
         if not labelling.is_complete:
             num_kept = self.tokenizer.word_groups(token_ids)[-1].first
-        return aligned(
+        hypothesis = aligned(
             self.tokenizer, log_probs, token_ids, labelling.score, self.seconds_per_frame, num_kept
         )
+        return replace(hypothesis, words=self._with_confidence(hypothesis.words, log_probs, rivals))
+
+    def _with_confidence(
+        self, words: Sequence[Word], log_probs: NDArray[np.float32], rivals: Sequence[Rival]
+    ) -> tuple[Word, ...]:
+        """Words that come with the acoustic model's confidence; ``rivals`` are those of the utterance."""
+        if len(log_probs) * self.seconds_per_frame <= MAX_SECONDS:
+            shares = word_shares([word.text for word in words], rivals)
+        else:
+            shares = [share for part in _parts(words) for share in self._shares_of_part(part, log_probs)]
+        confidences = blend(shares, [word.confidence for word in words])
+        return tuple(
+            replace(word, confidence=confidence) for word, confidence in zip(words, confidences, strict=True)
+        )
+
+    def _shares_of_part(self, words: Sequence[Word], log_probs: NDArray[np.float32]) -> list[float]:
+        """Search the part of the audio that ``words`` are in, for rivals of its own."""
+        first, last = (
+            round(seconds / self.seconds_per_frame)
+            for seconds in (words[0].start_seconds, words[-1].end_seconds)
+        )
+        try:
+            found = self._search(np.ascontiguousarray(log_probs[first : last + 1]), 0, NUM_RIVALS)
+        except DecodeError:  # a closed vocabulary may have nothing for a part alone
+            return [word.confidence for word in words]
+        return word_shares([word.text for word in words], self._rivals(found))
+
+
+def _parts(words: Sequence[Word]) -> Iterator[Sequence[Word]]:
+    """Consecutive words that last :data:`~asr.decode.confidence.MAX_SECONDS` at most, or a single one."""
+    first = 0
+    for number, word in enumerate(words):
+        if number > first and word.end_seconds - words[first].start_seconds > MAX_SECONDS:
+            yield words[first:number]
+            first = number
+    if words:
+        yield words[first:]
 
 
 def only_these(token_ids: Sequence[int], tokenizer: Tokenizer) -> NDArray[np.float32]:

@@ -1,5 +1,6 @@
 """What every decoder promises, and what they share."""
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -41,6 +42,14 @@ class Decoder(Protocol):
         ...
 
 
+LETTER_SECONDS = 0.07
+"""How long a letter lasts, and how far a token's spike lags behind the beginning of its sound.
+
+Measured on synthetic speech whose true word times are known, for models of several frame rates:
+docs/decoding.md.
+"""
+
+
 def words_from_tokens(
     tokenizer: Tokenizer,
     token_ids: Sequence[int],
@@ -48,23 +57,34 @@ def words_from_tokens(
     end_frames: Sequence[int],
     confidences: Sequence[float],
     seconds_per_frame: float,
+    num_frames: int,
 ) -> tuple[Word, ...]:
-    """Words with times: from the start of the first token to the end of the last.
+    """Words with times, in order and within the ``num_frames`` of the audio, none overlapping.
 
-    A word's confidence is the geometric mean of its tokens' probabilities.
+    CTC marks a token by a spike of a frame or two, once it has heard enough of it. So a word begins
+    :data:`LETTER_SECONDS` before the spike of its first token and ends with that of its last one, plus as
+    much for each letter of that token beyond one. Where two words would overlap, they share the time
+    between their spikes in proportion.
+
+    A word's confidence is the product of its tokens' probabilities: that all of them are right.
     """
-    words = []
-    for group in tokenizer.word_groups(list(token_ids)):
-        inside = range(group.first, group.last + 1)
-        product = 1.0
-        for index in inside:
-            product *= confidences[index]
-        words.append(
-            Word(
-                text=group.text,
-                start_seconds=start_frames[group.first] * seconds_per_frame,
-                end_seconds=(end_frames[group.last] + 1) * seconds_per_frame,
-                confidence=product ** (1 / len(inside)),
-            )
-        )
-    return tuple(words)
+    groups = tokenizer.word_groups(list(token_ids))
+    spikes = [
+        (start_frames[group.first] * seconds_per_frame, (end_frames[group.last] + 1) * seconds_per_frame)
+        for group in groups
+    ]
+    tails = [LETTER_SECONDS * (len(tokenizer.decode([token_ids[group.last]])) - 1) for group in groups]
+    starts = [max(first - LETTER_SECONDS, 0.0) for first, _ in spikes]
+    ends = [
+        min(last + tail, num_frames * seconds_per_frame)
+        for (_, last), tail in zip(spikes, tails, strict=True)
+    ]
+    for index in range(1, len(groups)):
+        if starts[index] < ends[index - 1]:
+            before, after = spikes[index - 1][1], spikes[index][0]
+            share = tails[index - 1] / (tails[index - 1] + LETTER_SECONDS)
+            starts[index] = ends[index - 1] = before + share * (after - before)
+    return tuple(
+        Word(group.text, start, end, math.prod(confidences[group.first : group.last + 1]))
+        for group, start, end in zip(groups, starts, ends, strict=True)
+    )

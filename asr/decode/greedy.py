@@ -43,7 +43,8 @@ class GreedyDecoder:
         Raises:
             DecodeError: the log-probabilities hold NaN.
         """
-        return [self._hypothesis(path) for path in self.best_paths(emissions)]
+        paths, lengths = self.best_paths(emissions), emissions.log_prob_lengths.tolist()
+        return [self._hypothesis(path, length) for path, length in zip(paths, lengths, strict=True)]
 
     def text_score(self, token_ids: Sequence[int]) -> float:
         """Nothing: every text counts for what is heard alone."""
@@ -65,7 +66,7 @@ class GreedyDecoder:
             for index, length in enumerate(emissions.log_prob_lengths.tolist())
         ]
 
-    def _hypothesis(self, path: BestPath) -> Hypothesis:
+    def _hypothesis(self, path: BestPath, num_frames: int) -> Hypothesis:
         return Hypothesis(
             token_ids=tuple(path.token_ids),
             text=self.tokenizer.decode(path.token_ids),
@@ -78,6 +79,7 @@ class GreedyDecoder:
                 path.ends,
                 np.exp(path.peaks).tolist(),
                 self.seconds_per_frame,
+                num_frames,
             ),
         )
 

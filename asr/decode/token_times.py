@@ -58,7 +58,13 @@ def aligned(
         score=score,
         token_frames=tuple(starts),
         words=words_from_tokens(
-            tokenizer, token_ids, starts, times.ends.tolist(), times.peaks.tolist(), seconds_per_frame
+            tokenizer,
+            token_ids,
+            starts,
+            times.ends.tolist(),
+            times.peaks.tolist(),
+            seconds_per_frame,
+            len(log_probs),
         ),
     )
 
