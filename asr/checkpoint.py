@@ -8,6 +8,8 @@ can only name the kinds that this version knows.
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,11 @@ def resolve(path: str | Path) -> Path:
     if path.is_dir():
         raise CheckpointError(f"{path} holds no {BEST} or {LAST}: give a .ckpt file or a run directory")
     raise CheckpointError(f"{path} does not exist: give a .ckpt file or a run directory")
+
+
+def home(path: Path) -> Path:
+    """The run directory of a checkpoint file, or the folder of one that is in no run directory."""
+    return path.parent.parent if path.parent.name == CHECKPOINT_FOLDER else path.parent
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -123,16 +130,44 @@ def load_recogniser(path: str | Path, decoder: DecoderConfig, device: torch.devi
     )
 
 
-def describe_evaluation(path: Path, manifest: Path, decoder: DecoderConfig) -> dict[str, Any]:
-    """Where the figures of an evaluation come from: checkpoint, manifest, decoder, training, environment."""
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A checkpoint file, its tokenizer's fingerprint, and where it comes from."""
+
+    path: str
+    sha256: str
+    tokenizer: str
+    provenance: Mapping[str, Any]
+    config: Mapping[str, Any]
+
+
+def identify(path: Path) -> Identity:
+    """Read who a checkpoint is.
+
+    Raises:
+        CheckpointError: see :func:`read`.
+    """
     recipe = read(path)["recipe"]
+    try:
+        fingerprint = tokenizer_from_state(recipe["tokenizer"]).fingerprint
+        return Identity(str(path), manifest_sha256(path), fingerprint, recipe["provenance"], recipe["config"])
+    except (AsrError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its recipe is incomplete ({error})") from error
+
+
+def describe_evaluation(
+    identity: Identity, manifest: Path, decoder_description: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Where the figures of an evaluation come from: checkpoint, manifest, decoder, training, environment."""
+    training = {name: value for name, value in identity.provenance.items() if name != "choices"}
     return {
         **describe_environment(),
-        "checkpoint": {"path": str(path), "sha256": manifest_sha256(path)},
+        "checkpoint": {"path": identity.path, "sha256": identity.sha256},
+        "tokenizer_sha256": identity.tokenizer,
         "manifest": {"path": str(manifest), "sha256": manifest_sha256(manifest)},
-        "decoder": dataclasses.asdict(decoder),
-        "training": recipe["provenance"],
-        "training_config": recipe["config"],
+        **decoder_description,
+        "training": training,
+        "training_config": identity.config,
     }
 
 

@@ -82,6 +82,14 @@ def launch(
     return max(exit_codes, default=0)
 
 
+def given_options() -> frozenset[str]:
+    """Names of the options and groups that the command line gives; empty outside of :func:`launch`."""
+    if not HydraConfig.initialized():
+        return frozenset()
+    overrides = HydraConfig.get().overrides.task
+    return frozenset(override.split("=", 1)[0].lstrip("+~").split("@")[0] for override in overrides)
+
+
 def to_typed(composed: DictConfig) -> Any:
     """A composed configuration as its schema's dataclass; runs every cross-field check."""
     return OmegaConf.to_object(composed)

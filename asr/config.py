@@ -650,8 +650,10 @@ class EvaluateConfig:
     split: str = "dev"
     manifest: str | None = None
     decoder: DecoderConfig = REQUIRED
+    tuned: str | None = None
     normaliser: str = "none"
     compare_greedy: bool = True
+    allow_tuned_split: bool = False
     output: str | None = None
     device: str = "auto"
     num_worst: int = 10
@@ -691,6 +693,7 @@ class TranscribeConfig:
     checkpoint: str = REQUIRED
     inputs: list[str] = field(default_factory=list)
     decoder: DecoderConfig = REQUIRED
+    tuned: str | None = None
     format: Any = "text"
     output: str | None = None
     existing: str = "refuse"

@@ -1,5 +1,6 @@
 """``python -m asr.evaluate``: the word error rate of a checkpoint, with every error."""
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,15 +10,23 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from asr import checkpoint
+from asr import checkpoint, tuned_decoder
 from asr.augment import SoundLibrary, find_sounds
 from asr.augment.sounds import sounds_sha256
-from asr.cli import launch, setup_logging
-from asr.config import EvaluateConfig
+from asr.cli import given_options, launch, setup_logging
+from asr.config import EvaluateConfig, GreedyConfig
 from asr.device import choose_device
 from asr.errors import ConfigError, ManifestError
 from asr.evaluation import evaluate_utterances
-from asr.manifest import read_manifest
+from asr.firewall import (
+    Choice,
+    DataUse,
+    EvaluatedData,
+    check_data_use,
+    recorded_choices,
+    training_choices,
+)
+from asr.manifest import manifest_sha256, read_manifest
 from asr.recogniser import Recogniser
 from asr.records import Utterance
 from asr.report.json_report import EvaluationReport, write_report
@@ -32,6 +41,7 @@ from asr.sweep import (
     run_sweep,
     speed_conditions,
 )
+from asr.tuned_decoder import FileIdentity, ResolvedDecoder
 
 NOISE_CACHE_BYTES = 2**29
 
@@ -47,12 +57,29 @@ def evaluate(config: EvaluateConfig) -> int:
     manifest = find_manifest(config)
     utterances = read_manifest(manifest)
     path = checkpoint.resolve(config.checkpoint)
-    recogniser = checkpoint.load_recogniser(path, config.decoder, choose_device(config.device))
-    provenance = checkpoint.describe_evaluation(path, manifest, config.decoder)
+    identity = checkpoint.identify(path)
+    resolved = tuned_decoder.resolve(
+        config.tuned,
+        config.decoder,
+        given_options(),
+        checkpoint=FileIdentity(identity.path, identity.sha256),
+        tokenizer=identity.tokenizer,
+    )
+    data = EvaluatedData(
+        str(manifest), manifest_sha256(manifest), utterances, claimed_split(config, manifest)
+    )
+    data_use = check_data_use(
+        data,
+        choices_behind(identity, path, resolved),
+        identity.provenance.get("manifests", {}).get("train"),
+        allow_tuned_split=config.allow_tuned_split,
+    )
+    recogniser = checkpoint.load_recogniser(path, resolved.decoder, choose_device(config.device))
+    provenance = checkpoint.describe_evaluation(identity, manifest, resolved.description)
     output = Path(config.output) if config.output else default_output(config, path, manifest)
     console = Console()
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        run = Evaluation(recogniser, utterances, config, provenance, output, progress)
+        run = Evaluation(recogniser, utterances, config, provenance, data_use, output, progress)
         if config.sweep is not None:
             return evaluate_sweep(run, console)
         report = run.evaluate()
@@ -70,6 +97,7 @@ class Evaluation:
     utterances: Sequence[Utterance]
     config: EvaluateConfig
     provenance: dict[str, Any]
+    data_use: DataUse
     output: Path
     progress: Progress
 
@@ -85,6 +113,7 @@ class Evaluation:
             provenance=self.provenance
             if condition is None
             else {**self.provenance, "condition": condition.name},
+            data_use=self.data_use,
             compare_greedy=self.config.compare_greedy,
             alter=alter,
             on_progress=lambda num_done: self.progress.update(task, completed=num_done),
@@ -143,11 +172,37 @@ def find_manifest(config: EvaluateConfig) -> Path:
     return Path(named)
 
 
+def claimed_split(config: EvaluateConfig, manifest: Path) -> str:
+    """What the data is evaluated as; empty for a manifest that claims nothing."""
+    if config.manifest is None:
+        return config.split
+    if config.split == "test" or "test" in re.split(r"[\W_\d]+", manifest.stem.lower()):
+        return "test"
+    for split in ("test", "dev", "train"):
+        named = getattr(config.data, split)
+        if named is not None and Path(named).is_file() and same_content(Path(named), manifest):
+            return split
+    return ""
+
+
+def same_content(first: Path, second: Path) -> bool:
+    return manifest_sha256(first) == manifest_sha256(second)
+
+
+def choices_behind(identity: checkpoint.Identity, path: Path, resolved: ResolvedDecoder) -> list[Choice]:
+    """All that was chosen with data: in training, and for a decoder with weights after it."""
+    choices = training_choices(identity.provenance)
+    if resolved.chosen_on is not None:
+        return [*choices, resolved.chosen_on]
+    if isinstance(resolved.decoder, GreedyConfig):
+        return choices
+    return [*choices, *recorded_choices(checkpoint.home(path))]
+
+
 def default_output(config: EvaluateConfig, path: Path, manifest: Path) -> Path:
     """``<run directory>/evaluation/<data>-<split>``; beside a checkpoint that is in no run directory."""
     name = manifest.stem if config.manifest is not None else f"{config.data.name}-{config.split}"
-    in_run = path.parent.name == checkpoint.CHECKPOINT_FOLDER
-    return (path.parent.parent if in_run else path.parent) / "evaluation" / name
+    return checkpoint.home(path) / "evaluation" / name
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from asr.dataset import Example, load_utterance, select_readable
 from asr.decode.greedy import GreedyDecoder
 from asr.errors import AudioError
+from asr.firewall import DataUse
 from asr.pipeline import Recognised, recognise_batches
 from asr.recogniser import Recogniser
 from asr.records import Emissions, Hypothesis, Utterance
@@ -30,6 +31,7 @@ def evaluate_utterances(
     max_batch_seconds: float,
     normaliser: str = "none",
     provenance: Mapping[str, Any] | None = None,
+    data_use: DataUse | None = None,
     compare_greedy: bool = False,
     alter: Alter | None = None,
     on_progress: Callable[[int], None] = lambda num_done: None,
@@ -41,6 +43,7 @@ def evaluate_utterances(
 
     Args:
         normaliser: applied on top of the training's text normalisation (see ``asr.score``).
+        data_use: what the utterances had been used for before (see ``asr.firewall``).
         compare_greedy: also decode the same emissions greedily, and say what search and language model
             are worth; nothing is compared where the decoder is the greedy one.
         alter: changes the audio first (noise, speed), for measuring robustness.
@@ -94,6 +97,7 @@ def evaluate_utterances(
         excluded=excluded,
         normaliser=normaliser,
         provenance=provenance,
+        data_use=data_use,
     )
 
 

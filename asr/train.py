@@ -43,6 +43,15 @@ from asr.device import has_fast_bf16
 from asr.errors import CheckpointError, ConfigError, TrainingError
 from asr.evaluation import evaluate_utterances
 from asr.findings import CHECKS, ExaminedSplit, Finding, find_problems
+from asr.firewall import (
+    BEST_CHECKPOINT,
+    EARLY_STOPPING,
+    Choice,
+    EvaluatedData,
+    check_data_use,
+    choose_on,
+    training_choices,
+)
 from asr.inspection import UNLEARNABLE_AUDIO
 from asr.manifest import manifest_sha256
 from asr.models.acoustic import AcousticModel
@@ -55,6 +64,8 @@ from asr.report.json_report import write_report
 from asr.report.terminal import print_report
 from asr.selection import inspect_splits, read_split, select_split, unusable
 from asr.tokenizer import Tokenizer, report_unknown_characters, tokenizer_from_state
+from asr.tuned_decoder import decoder_files
+from asr.tuned_decoder import describe as describe_decoder
 from asr.warm_start import take_over
 
 logger = logging.getLogger("asr.train")  # __name__ is "__main__" under python -m
@@ -278,6 +289,7 @@ def make_modules(
     provenance = {
         **describe_environment(),
         "manifests": manifests,
+        "choices": [dataclasses.asdict(choice) for choice in choices_on_dev(config, corpus.dev)],
     }
     module = CtcModule(
         acoustic_model=acoustic_model,
@@ -338,6 +350,15 @@ def describe_manifests(config: TrainConfig) -> dict[str, dict[str, str]]:
         if (path := getattr(config.augment, option)) is not None
     }
     return manifests | sounds
+
+
+def choices_on_dev(config: TrainConfig, dev: Selection) -> list[Choice]:
+    """What this training will choose by its results on the dev set."""
+    chosen = [BEST_CHECKPOINT]
+    if config.trainer.early_stopping_epochs is not None:
+        chosen.append(EARLY_STOPPING)
+    utterances = [example.utterance for example in dev.examples]
+    return [choose_on(what, config.data.dev, utterances) for what in chosen]
 
 
 def check_accelerator(config: TrainConfig) -> None:
@@ -615,12 +636,20 @@ def finish(config: TrainConfig, run_dir: Path) -> int:
     path = checkpoint.resolve(run_dir)
     device = torch.device("cuda" if use_gpu(config) else "cpu")
     recogniser = checkpoint.load_recogniser(path, config.decoder, device)
+    identity = checkpoint.identify(path)
+    decoder = describe_decoder(config.decoder, decoder_files(config.decoder))
+    provenance = checkpoint.describe_evaluation(identity, Path(config.data.dev), decoder)
+    utterances = read_split(config.data, "dev")
+    dev = EvaluatedData(config.data.dev, provenance["manifest"]["sha256"], utterances, "dev")
     report = evaluate_utterances(
         recogniser,
-        read_split(config.data, "dev"),
+        utterances,
         max_batch_utterances=config.data.max_batch_utterances,
         max_batch_seconds=config.data.max_batch_seconds,
-        provenance=checkpoint.describe_evaluation(path, Path(config.data.dev), config.decoder),
+        provenance=provenance,
+        data_use=check_data_use(
+            dev, training_choices(identity.provenance), identity.provenance["manifests"]["train"]
+        ),
     )
     write_report(report, run_dir / "report.json")
     console = Console()

@@ -5,26 +5,25 @@ evaluation; longer ones go through :mod:`asr.longform`. Standard output carries 
 nothing else.
 """
 
-import dataclasses
 import glob
 import io
 import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import Progress
 
-from asr import checkpoint
+from asr import checkpoint, tuned_decoder
 from asr.audio import AUDIO_EXTENSIONS, AudioInfo, audio_info, describe_problems, load_audio
-from asr.cli import fail, launch, setup_logging
+from asr.cli import fail, given_options, launch, setup_logging
 from asr.config import TranscribeConfig
 from asr.device import choose_device
 from asr.errors import AsrError, AudioError, ConfigError
@@ -43,6 +42,7 @@ from asr.report.transcripts import (
     write_file,
 )
 from asr.sampler import batches_by_length
+from asr.tuned_decoder import FileIdentity
 
 logger = logging.getLogger("asr.transcribe")  # __name__ is "__main__" under python -m
 
@@ -73,8 +73,19 @@ def transcribe(config: TranscribeConfig) -> int:
         return SOME_FAILED if inputs.problems else 0
     device = choose_device(config.device)
     path = checkpoint.resolve(config.checkpoint)
-    recogniser = checkpoint.load_recogniser(path, config.decoder, device)
-    run = Run(config, str(path), jobs, alone=inputs.is_single_file, num_not_found=len(inputs.problems))
+    identity = checkpoint.identify(path)
+    resolved = tuned_decoder.resolve(
+        config.tuned,
+        config.decoder,
+        given_options(),
+        checkpoint=FileIdentity(identity.path, identity.sha256),
+        tokenizer=identity.tokenizer,
+    )
+    recogniser = checkpoint.load_recogniser(path, resolved.decoder, device)
+    origin = {"checkpoint_sha256": identity.sha256, **resolved.description}
+    run = Run(
+        config, str(path), origin, jobs, alone=inputs.is_single_file, num_not_found=len(inputs.problems)
+    )
     try:
         with run.progress:
             for start in range(0, len(jobs), GROUP_FILES):
@@ -339,6 +350,7 @@ class Run:
         self,
         config: TranscribeConfig,
         checkpoint_path: str,
+        origin: Mapping[str, Any],
         jobs: Sequence[Job],
         *,
         alone: bool,
@@ -357,7 +369,7 @@ class Run:
         self._alone = alone
         self._shown_format = config.format[0]
         self._checkpoint_path = checkpoint_path
-        self._decoder = dataclasses.asdict(config.decoder)
+        self._origin = origin
         self._output = config.output
         self._task = self.progress.add_task("transcribing", total=len(jobs))
         self._started = time.perf_counter()
@@ -370,7 +382,7 @@ class Run:
         """Take a result."""
         job = self.jobs[item.number]
         transcript = make_transcript(
-            job.file.shown, item.duration_seconds, hypothesis, self._checkpoint_path, self._decoder
+            job.file.shown, item.duration_seconds, hypothesis, self._checkpoint_path, self._origin
         )
         try:
             for target in job.targets:

@@ -13,13 +13,13 @@ SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "conf" not in path.re
 RANKS = {
     0: ["records", "config", "errors", "text"],
     1: ["audio", "manifest", "tokenizer", "features", "augment", "ctc", "device", "provenance", "english"],
-    2: ["coach", "corpora", "dataset", "sampler", "models", "decode", "score", "stats", "optim"],
+    2: ["coach", "corpora", "dataset", "sampler", "models", "decode", "score", "stats", "optim", "firewall"],
     3: [
         *("datamodule", "module", "callbacks", "averaging", "profiling", "recogniser", "warm_start"),
         *("attribution", "inspection", "findings"),
     ],
     4: ["build", "finders", "pipeline", "report"],
-    5: ["checkpoint", "cli", "evaluation", "longform", "selection", "sweep"],
+    5: ["checkpoint", "cli", "evaluation", "longform", "selection", "sweep", "tuned_decoder"],
     6: ["train", "evaluate", "transcribe", "prepare", "doctor", "tune", "lm", "explain", "compare"],
 }
 RANK = {"": 0} | {name: rank for rank, names in RANKS.items() for name in names}

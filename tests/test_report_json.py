@@ -252,8 +252,8 @@ def describe(annotation: Any, records: dict[str, Any]) -> str:
         return "object" if arguments[1] is Any else f"object of {describe(arguments[1], records)}"
     if origin is Literal:
         return "string"
-    if annotation in (int, float, str):
-        return {int: "integer", float: "number", str: "string"}[annotation]
+    if annotation in (bool, int, float, str):
+        return {bool: "boolean", int: "integer", float: "number", str: "string"}[annotation]
     if annotation.__name__ not in records:
         records[annotation.__name__] = None
         fields = record_fields(annotation)

@@ -171,6 +171,8 @@ def test_json_lines(run: Command, recogniser: Recogniser, checkpoint_path: Path)
     assert result["score"] == pytest.approx(hypothesis.score, abs=1e-3)
     assert result["checkpoint"] == str(checkpoint_path)
     assert result["decoder"] == {"kind": "greedy"}
+    assert result["decoder_files"] == {}
+    assert result["decoder_weights"]["origin"] == "none"
     assert " ".join(word["text"] for word in result["words"]) == hypothesis.text
     for word, expected in zip(result["words"], hypothesis.words, strict=True):
         assert word["start_seconds"] == pytest.approx(expected.start_seconds, abs=1e-3)

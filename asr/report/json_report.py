@@ -15,6 +15,7 @@ from typing import Any
 
 from asr.attribution import Attribution
 from asr.errors import AsrError
+from asr.firewall import DataUse
 from asr.records import Hypothesis, Utterance, Word
 from asr.report.schema import SchemaError, from_json, to_json
 from asr.report.slices import Slice, slice_by_fields, slice_by_range
@@ -103,6 +104,7 @@ class EvaluationReport:
     errors: ErrorTables
     utterances: tuple[UtteranceResult, ...]
     greedy: GreedyComparison | None = None
+    data_use: DataUse | None = None
 
 
 def build_report(
@@ -114,6 +116,7 @@ def build_report(
     normaliser: str = "basic",
     provenance: Mapping[str, Any] | None = None,
     greedy_texts: Sequence[str] | None = None,
+    data_use: DataUse | None = None,
     seed: int = 0,
 ) -> EvaluationReport:
     """Score ``hypotheses`` against the texts of ``utterances`` and collect all figures.
@@ -125,6 +128,7 @@ def build_report(
         normaliser: a name in ``asr.score.NORMALISERS``, applied to both sides.
         provenance: plain data about the run (checkpoint, manifest hashes, configuration, …).
         greedy_texts: what greedy decoding of the same emissions gives, one per utterance.
+        data_use: what the utterances had been used for before.
         seed: of the bootstrap; the same seed gives the same report.
 
     Raises:
@@ -169,6 +173,7 @@ def build_report(
         greedy=None
         if greedy_texts is None
         else _compare_greedy(references, counted.words, [normalise(text) for text in greedy_texts], seed),
+        data_use=data_use,
     )
 
 

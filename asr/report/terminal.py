@@ -16,6 +16,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from asr.firewall import Notice
 from asr.report.json_report import EvaluationReport, UtteranceResult
 from asr.score import AlignedPair, Operation, rank_worst
 from asr.stats import Interval
@@ -28,6 +29,9 @@ _MAX_EXCLUDED_SHOWN = 5
 
 def print_report(report: EvaluationReport, console: Console, *, num_worst: int = 10) -> None:
     """Print headline figures, exclusions and the ``num_worst`` utterances with the most errors."""
+    for notice in _notices(report):
+        style = "bold red" if notice.severity == "warning" else "dim"
+        console.print(Text(_visible(notice.text), style=style))
     console.print(headline_table(report))
     if report.excluded:
         console.print(_exclusions(report))
@@ -64,6 +68,11 @@ def to_markdown(report: EvaluationReport, *, num_worst: int = 10, width: int = 1
     """The same as Markdown, to paste into a page, a merge request or a message."""
     lines = ["# Evaluation", "", "| figure | value |", "|---|---|"]
     lines += [f"| {_escape(name)} | {_escape(value)} |" for name, value in _headline(report)]
+    lines[1:1] = [
+        line
+        for notice in _notices(report)
+        for line in ("", f"> **{_escape(notice.severity)}**: {_escape(notice.text)}")
+    ]
     if report.excluded:
         lines += ["", *(f"- {_escape(line)}" for line in _exclusions(report).plain.splitlines())]
     worst = worst_utterances(report, num_worst)
@@ -98,6 +107,10 @@ def format_interval(interval: Interval) -> str:
     if math.isnan(interval.low):
         return ""
     return f"{100 * interval.level:.0f} % interval {100 * interval.low:.2f}–{100 * interval.high:.2f}"
+
+
+def _notices(report: EvaluationReport) -> tuple[Notice, ...]:
+    return report.data_use.notices if report.data_use else ()
 
 
 def greedy_verdict(report: EvaluationReport) -> str:
@@ -150,6 +163,9 @@ def _headline(report: EvaluationReport) -> Iterator[tuple[str, str]]:
         _join(format_percent(report.sentence_error_rate), format_interval(report.sentence_error_interval)),
     )
     yield "Speed", _speed(report)
+    weights = report.provenance.get("decoder_weights", {}).get("text", "none")
+    if weights != "none":
+        yield "Weights", _visible(weights)
     yield "Normaliser", _visible(report.normaliser)
     if report.num_excluded:
         yield "Not scored", f"{report.num_excluded} utterances"

@@ -23,7 +23,7 @@ class TranscriptError(AsrError):
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """What was said in one audio file, and what said so (``checkpoint``, ``decoder``'s options)."""
+    """What was said in one audio file, and what said so (``origin``: of checkpoint and decoder)."""
 
     path: str
     duration_seconds: float
@@ -31,11 +31,11 @@ class Transcript:
     words: tuple[Word, ...]
     score: float
     checkpoint: str
-    decoder: Mapping[str, Any]
+    origin: Mapping[str, Any]
 
 
 def make_transcript(
-    path: str, duration_seconds: float, hypothesis: Hypothesis, checkpoint: str, decoder: Mapping[str, Any]
+    path: str, duration_seconds: float, hypothesis: Hypothesis, checkpoint: str, origin: Mapping[str, Any]
 ) -> Transcript:
     """A hypothesis with its origin; the last emission frame may reach past the end, its word may not."""
     words = tuple(
@@ -54,7 +54,7 @@ def make_transcript(
         words=words,
         score=hypothesis.score,
         checkpoint=printable(checkpoint),
-        decoder=decoder,
+        origin=origin,
     )
 
 
@@ -196,7 +196,7 @@ def _plain(transcript: Transcript) -> dict[str, Any]:
         "words": words,
         "score": round(transcript.score, 4) if math.isfinite(transcript.score) else None,
         "checkpoint": transcript.checkpoint,
-        "decoder": dict(transcript.decoder),
+        **transcript.origin,
     }
 
 
