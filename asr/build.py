@@ -1,5 +1,6 @@
 """The composition root: typed configuration → objects. Nothing below this module sees a config."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -34,13 +35,14 @@ from asr.config import (
     TokenizerConfig,
 )
 from asr.ctc import CTCLoss
+from asr.ctc.variants import VariantLoss, Variants
 from asr.decode.decoder import Decoder
 from asr.decode.greedy import GreedyDecoder
 from asr.features import LogMel, LogSpectrogram, Mfcc, SpectralFeatures
 from asr.models.acoustic import AcousticModel
 from asr.models.bilstm import BiLstmEncoder
 from asr.models.encoder import Encoder
-from asr.tokenizer import CharTokenizer, SentencePieceTokenizer, Tokenizer
+from asr.tokenizer import CharTokenizer, PartialTokenizer, SentencePieceTokenizer, Tokenizer
 
 _FEATURES: Mapping[type[FeaturesConfig], Callable[..., SpectralFeatures]] = {
     LogMelConfig: LogMel,
@@ -54,7 +56,12 @@ def make_normalise(config: TextConfig) -> Callable[[str], str]:
     """Transcript normalisation with the options bound."""
 
     def normalise(transcript: str) -> str:
-        return text.normalise(transcript, case=config.case, keep_punctuation=config.keep_punctuation)  # type: ignore[arg-type]
+        return text.normalise(
+            transcript,
+            case=config.case,  # type: ignore[arg-type]
+            keep_punctuation=config.keep_punctuation,
+            wildcard=config.wildcard,
+        )
 
     return normalise
 
@@ -69,6 +76,16 @@ def make_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
         )
     assert isinstance(config, CharTokenizerConfig)
     return CharTokenizer.train(texts)
+
+
+def known_text(config: TextConfig, transcript: str) -> str:
+    """What a (normalised) transcript says, without the marks of missing words."""
+    return transcript if config.wildcard is None else transcript.replace(config.wildcard, " ")
+
+
+def make_target_tokenizer(config: TextConfig, tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer for training targets: one that knows about missing words where there may be some."""
+    return tokenizer if config.wildcard is None else PartialTokenizer(tokenizer, config.wildcard)
 
 
 def make_acoustic_model(features: FeaturesConfig, model: ModelConfig, vocab_size: int) -> AcousticModel:
@@ -147,6 +164,38 @@ def make_loss(config: LossConfig, blank_id: int) -> CTCLoss:
         layout="NTC",
         backend=config.backend,  # type: ignore[arg-type]
         check=False,
+    )
+
+
+def make_training_loss(config: LossConfig, text_config: TextConfig, tokenizer: Tokenizer) -> VariantLoss:
+    """What training minimises: CTC with the configured variants."""
+    variants = Variants(
+        consistency=config.consistency_weight,
+        intermediate=config.intermediate_weight,
+        blank_penalty=config.blank_penalty,
+        prior=config.prior_weight,
+        entropy=config.entropy_weight,
+        label_smoothing=config.label_smoothing,
+        focal_gamma=config.focal_gamma,
+        wildcard_penalty=None if text_config.wildcard is None else config.wildcard_penalty,
+    )
+    return VariantLoss(
+        variants,
+        vocab_size=tokenizer.vocab_size,
+        blank_id=tokenizer.blank_id,
+        backend=config.backend,  # type: ignore[arg-type]
+    )
+
+
+def masks_of_views(augment: AugmentConfig, loss: LossConfig) -> AugmentConfig:
+    """With CR-CTC there are more time masks, and they may cover more (Yao et al. 2024)."""
+    if not loss.consistency_weight:
+        return augment
+    factor = loss.consistency_mask_factor
+    return dataclasses.replace(
+        augment,
+        num_time_masks=round(augment.num_time_masks * factor),
+        time_mask_share=min(1.0, augment.time_mask_share * factor),
     )
 
 

@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -226,9 +226,10 @@ class MetricsFile(Logger):
         *(f"dev/{name}" for name in ("wer", "cer", "loss", "blank_rate")),
     )
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, loss_parts: Sequence[str] = ()) -> None:
         super().__init__()
         self.path = path
+        self.columns = [*self.COLUMNS, *(f"train/loss_{name}" for name in loss_parts)]
         self._row: dict[str, float] = {}
 
     @property
@@ -256,7 +257,7 @@ class MetricsFile(Logger):
         if self._row:
             is_new = not self.path.exists()
             with open(self.path, "a", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, self.COLUMNS)
+                writer = csv.DictWriter(file, self.columns)
                 if is_new:
                     writer.writeheader()
                 writer.writerow(self._row)

@@ -127,6 +127,7 @@ def load_recogniser(path: str | Path, decoder: DecoderConfig, device: torch.devi
         tokenizer=tokenizer,
         decoder=make_decoder(decoder, tokenizer, acoustic_model.seconds_per_frame),
         normalise=make_normalise(text),
+        wildcard=text.wildcard,
     )
 
 

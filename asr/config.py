@@ -10,6 +10,7 @@ that an option which the chosen kind would ignore does not exist.
 
 import dataclasses
 import difflib
+import unicodedata
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -45,6 +46,10 @@ def check_range(
     for bound, holds, words in bounds:
         if bound is not None and not holds(bound):
             raise ConfigError(f"{option}={value} must be {words} {bound:g}")
+
+
+NEW_OPTION: Mapping[str, Any] = {"is_new": True}
+"""Metadata of a field that older checkpoints lack: its default is what was done before there was a choice."""
 
 
 # --------------------------------------------------------------------------- front-end
@@ -200,9 +205,22 @@ class TextConfig:
 
     case: str = "lower"
     keep_punctuation: bool = False
+    wildcard: str | None = field(default=None, metadata=NEW_OPTION)
 
     def __post_init__(self) -> None:
         check_choice("text.case", self.case, ["lower", "upper", "keep"])
+        if self.wildcard is None:
+            return
+        is_mark = len(self.wildcard) == 1 and unicodedata.category(self.wildcard)[0] in "PS"
+        if (
+            not is_mark
+            or self.wildcard == "'"
+            or unicodedata.normalize("NFKC", self.wildcard) != self.wildcard
+        ):
+            raise ConfigError(
+                f"text.wildcard={self.wildcard!r} must be one punctuation mark or symbol that stands between "
+                "spaces for missing words, such as '*'"
+            )
 
 
 @dataclass
@@ -231,7 +249,28 @@ class SentencePieceConfig(TokenizerConfig):
 
 @dataclass
 class ModelConfig:
+    """``intermediate_layers`` are numbered from 1; the last layer, which is always read, is not among them."""
+
     kind: str = REQUIRED
+    intermediate_layers: list[int] = field(default_factory=list, metadata=NEW_OPTION)
+    self_conditioning: bool = field(default=False, metadata=NEW_OPTION)
+
+    @property
+    def num_layers(self) -> int:
+        """Layers that an intermediate output can be read from, and the last one."""
+        raise TypeError(f"{type(self).__name__} must say how many layers it has")
+
+    def __post_init__(self) -> None:
+        for layer in self.intermediate_layers:
+            if not 1 <= layer < self.num_layers:
+                raise ConfigError(
+                    f"model.intermediate_layers={self.intermediate_layers} must lie between 1 and "
+                    f"{self.num_layers - 1}: the model has {self.num_layers} layers and the last is always read"
+                )
+        if sorted(set(self.intermediate_layers)) != self.intermediate_layers:
+            raise ConfigError(
+                f"model.intermediate_layers={self.intermediate_layers} must ascend without repeats"
+            )
 
 
 @dataclass
@@ -247,7 +286,12 @@ class BiLstmConfig(ModelConfig):
     rnn_norm: str = "batch"
     dropout: float = 0.1
 
+    @property
+    def num_layers(self) -> int:
+        return self.rnn_layers
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.conv_channels:
             raise ConfigError("model.conv_channels is empty: the encoder needs at least one convolution")
         for name in ("conv_channels", "conv_kernels", "conv_strides"):
@@ -277,12 +321,35 @@ class BiLstmConfig(ModelConfig):
 
 @dataclass
 class LossConfig:
+    """CTC and what is added to it in training; see docs/loss_variants.md."""
+
     kind: str = "ctc"
     backend: str = "auto"
+    consistency_weight: float = 0.0
+    consistency_mask_factor: float = 2.5
+    intermediate_weight: float = 0.0
+    blank_penalty: float = 0.0
+    prior_weight: float = 0.0
+    entropy_weight: float = 0.0
+    label_smoothing: float = 0.0
+    focal_gamma: float = 0.0
+    wildcard_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         check_choice("loss.kind", self.kind, ["ctc"])
         check_choice("loss.backend", self.backend, ["auto", "native", "fused", "reference"])
+        for name in ("consistency_weight", "entropy_weight", "focal_gamma", "wildcard_penalty"):
+            check_range(f"loss.{name}", getattr(self, name), at_least=0)
+        check_range("loss.consistency_mask_factor", self.consistency_mask_factor, at_least=1)
+        check_range("loss.blank_penalty", self.blank_penalty, at_least=0)
+        check_range("loss.prior_weight", self.prior_weight, at_least=0, at_most=1)
+        for name in ("intermediate_weight", "label_smoothing"):
+            check_range(f"loss.{name}", getattr(self, name), at_least=0, below=1)
+        if self.focal_gamma and self.prior_weight:
+            raise ConfigError(
+                "loss.focal_gamma weights by the probability of a transcript, which scores divided by "
+                "priors are not: set loss.focal_gamma or loss.prior_weight, not both"
+            )
 
 
 @dataclass
@@ -616,11 +683,44 @@ class TrainConfig:
             raise ConfigError(
                 "init_from begins a new run and resume goes on with an old one: give one of them"
             )
+        self._check_loss()
         if self.features.normalise == "none" and self.augment.num_time_masks + self.augment.num_mel_masks > 0:
             raise ConfigError(
                 "augment.num_time_masks and augment.num_mel_masks replace features by their mean, which "
                 "features.normalise=none does not know; use another normalise, or augment=none"
             )
+
+    def _check_loss(self) -> None:
+        """What the loss needs of the model, the augmentation and the transcripts."""
+        loss, model, masks = self.loss, self.model, self.augment.num_time_masks + self.augment.num_mel_masks
+        if loss.consistency_weight and not masks:
+            raise ConfigError(
+                "loss.consistency_weight compares two differently masked views of an utterance: it needs "
+                "augment.num_time_masks or augment.num_mel_masks above 0 (augment=standard)"
+            )
+        if loss.intermediate_weight and not model.intermediate_layers:
+            if model.num_layers < 2:
+                raise ConfigError(
+                    "loss.intermediate_weight needs a layer before the last; the model has only one"
+                )
+            model.intermediate_layers = [model.num_layers // 2]  # the papers' choice for a single one
+        if model.intermediate_layers and not loss.intermediate_weight:
+            raise ConfigError(
+                f"model.intermediate_layers={model.intermediate_layers} are read by the loss only: give "
+                "loss.intermediate_weight as well (loss=intermediate)"
+            )
+        if model.self_conditioning and not loss.intermediate_weight:
+            raise ConfigError(
+                "model.self_conditioning feeds intermediate predictions back, which must be learned: give "
+                "loss.intermediate_weight as well (loss=intermediate)"
+            )
+        unused = {
+            "consistency_mask_factor": ("loss.consistency_weight", loss.consistency_weight),
+            "wildcard_penalty": ("text.wildcard", self.text.wildcard),
+        }
+        for name, (needed, given) in unused.items():
+            if not given and getattr(loss, name) != getattr(LossConfig, name):
+                raise ConfigError(f"loss.{name} has no effect without {needed}")
 
 
 @dataclass
@@ -874,8 +974,9 @@ def from_plain(schema: type[ConfigT], values: Mapping[str, Any], where: str) -> 
     Raises:
         ConfigError: naming the keys, prefixed by ``where``.
     """
-    known = {item.name for item in dataclasses.fields(schema)}  # type: ignore[arg-type]
-    unknown, missing = sorted(set(values) - known), sorted(known - set(values))
+    fields = {item.name: item for item in dataclasses.fields(schema)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(fields))
+    missing = sorted(name for name in set(fields) - set(values) if "is_new" not in fields[name].metadata)
     if unknown or missing:
         raise ConfigError(
             f"{where}: options do not fit this version (unknown: {unknown or 'none'}; missing: {missing or 'none'})"

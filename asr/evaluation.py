@@ -38,8 +38,8 @@ def evaluate_utterances(
 ) -> EvaluationReport:
     """Decode every utterance and score it against its text, both normalised as in training.
 
-    Utterances whose audio cannot be read are named in the report's ``excluded``; all others count,
-    also those with an empty text (any word there is an insertion).
+    Utterances whose audio cannot be read or whose text has a wildcard are named in the report's
+    ``excluded``; all others count, also those with an empty text (any word there is an insertion).
 
     Args:
         normaliser: applied on top of the training's text normalisation (see ``asr.score``).
@@ -56,8 +56,14 @@ def evaluate_utterances(
         return waveform if alter is None else alter(utterance, waveform)
 
     started = time.perf_counter()
-    readable = select_readable(utterances, recogniser.normalise)
+    wildcard = recogniser.wildcard
+    complete = [u for u in utterances if wildcard is None or wildcard not in u.text]
+    incomplete = [u for u in utterances if wildcard is not None and wildcard in u.text]
+    readable = select_readable(complete, recogniser.normalise)
     excluded = [Exclusion(exclusion.id, exclusion.reason) for exclusion in readable.exclusions]
+    excluded += [
+        Exclusion(u.id, f"words are missing from its text (wildcard {wildcard!r})") for u in incomplete
+    ]
     batches = batches_by_length(
         [example.utterance.duration_seconds for example in readable.examples],
         max_utterances=max_batch_utterances,

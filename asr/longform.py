@@ -113,7 +113,7 @@ def recognise_long(
 
     def emissions() -> Iterator[PlacedEmissions]:
         while batch := list(islice(windows, windows_per_batch)):
-            log_probs, lengths = recogniser.emissions([window.waveform for window in batch])
+            log_probs, lengths = recogniser.emissions([window.waveform for window in batch])[:2]
             for window, frames, length in zip(batch, log_probs.cpu(), lengths.tolist(), strict=True):
                 yield PlacedEmissions(window.first_frame, frames[:length])
                 on_progress((window.first_frame + length) * seconds_per_frame)

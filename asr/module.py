@@ -13,26 +13,35 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from asr.augment import SpecAugment
 from asr.ctc import CTCLoss, min_frames
+from asr.ctc.variants import VariantLoss
 from asr.decode.decoder import Decoder
 from asr.errors import TrainingError
 from asr.features import length_mask
 from asr.models.acoustic import AcousticModel
-from asr.records import Batch, Emissions
+from asr.records import Batch, Emissions, Features
 from asr.score import score, total
 
 logger = logging.getLogger(__name__)
 
 # Keeps the random stream of dropout and dither apart from those of augmentation, which have the same seeds.
 _STEP_STREAM = 3
+# Seeds lie below this: the second view of an utterance has a seed that no other utterance has.
+_SECOND_VIEW = 2**62
 
 
 class StepResult(NamedTuple):
-    """``loss``: mean per label, scalar; ``losses``: ``(batch,)``, 0 where an utterance does not count."""
+    """What one batch gave.
+
+    - ``loss``: mean per label, scalar
+    - ``losses``: ``(batch,)``, 0 where an utterance does not count; ``parts``: what they are made of
+    - ``emissions``: of the batch; in training with several views, of the first
+    """
 
     loss: Tensor
     losses: Tensor
     num_labels: Tensor
     emissions: Emissions
+    parts: dict[str, Tensor]
 
 
 class DevSample(NamedTuple):
@@ -48,7 +57,8 @@ class CtcModule(pl.LightningModule):
 
     Args:
         acoustic_model: front-end and encoder.
-        loss: with ``reduction="none"`` and ``layout="NTC"``.
+        loss: plain CTC, of validation; with ``reduction="none"`` and ``layout="NTC"``.
+        training_loss: what training minimises.
         decoder: for the dev WER; the same that evaluation and transcription use.
         blank_id: to measure the share of blanks.
         spec_augment: masks on the training features.
@@ -65,6 +75,7 @@ class CtcModule(pl.LightningModule):
         *,
         acoustic_model: AcousticModel,
         loss: CTCLoss,
+        training_loss: VariantLoss,
         decoder: Decoder,
         blank_id: int,
         spec_augment: SpecAugment,
@@ -78,6 +89,7 @@ class CtcModule(pl.LightningModule):
         super().__init__()
         self.acoustic_model = acoustic_model
         self.ctc_loss = loss
+        self.training_loss = training_loss
         self.decoder = decoder
         self.blank_id = blank_id
         self.spec_augment = spec_augment
@@ -92,32 +104,57 @@ class CtcModule(pl.LightningModule):
         self.unlearnable_ids: set[str] = set()
         self._step_utterance_ids: list[str] = []  # of all batches that the next optimizer step learns from
         self._loss_since_logged = PooledLoss()
+        self._parts_since_logged = {name: PooledLoss() for name in training_loss.part_names}
         self.loss_since_validation = PooledLoss()
         self._reset_dev_totals()
 
     # ------------------------------------------------------------------ steps
 
     def shared_step(self, batch: Batch) -> StepResult:
-        """Emissions and CTC loss of a batch.
+        """Emissions and loss of a batch: the training loss in training mode, else plain CTC.
 
         Utterances without labels (dev only) and those that turn out to have fewer frames than their
         labels need do not count; the latter are named in ``unlearnable_ids``.
         """
-        augment = (lambda features: self.spec_augment(features, batch.seeds.cpu())) if self.training else None
-        emissions = self.acoustic_model(batch.waveforms, batch.waveform_lengths, augment)
+        emissions = self._training_emissions(batch) if self.training else self._emissions(batch)
+        num_utterances = len(batch.utterance_ids)
+        lengths = emissions.log_prob_lengths[:num_utterances]
         needed = min_frames(batch.targets, batch.target_lengths)
-        alignable = needed <= emissions.log_prob_lengths
+        alignable = needed <= lengths
         for utterance_id, fits in zip(batch.utterance_ids, alignable.tolist(), strict=True):
             if not fits and utterance_id not in self.unlearnable_ids:
                 self.unlearnable_ids.add(utterance_id)
                 logger.warning("%s has too few frames for its labels: left out of the loss", utterance_id)
         counts = alignable & (batch.target_lengths > 0)
         target_lengths = torch.where(counts, batch.target_lengths, 0)
-        losses = self.ctc_loss(emissions.log_probs, batch.targets, emissions.log_prob_lengths, target_lengths)
+        if self.training:
+            losses, parts = self.training_loss(emissions, batch.targets, target_lengths)
+        else:
+            losses = self.ctc_loss(emissions.log_probs, batch.targets, lengths, target_lengths)
+            parts = {"ctc": losses}
         # An empty target has a loss of its own (every frame blank): it does not count either.
         losses = torch.where(counts, losses, 0.0)
+        parts = {name: torch.where(counts, part.detach(), 0.0) for name, part in parts.items()}
         num_labels = target_lengths.sum()
-        return StepResult(losses.sum() / num_labels.clamp(min=1), losses, num_labels, emissions)
+        first_view = Emissions(emissions.log_probs[:num_utterances], lengths)
+        return StepResult(losses.sum() / num_labels.clamp(min=1), losses, num_labels, first_view, parts)
+
+    def _emissions(self, batch: Batch) -> Emissions:
+        return self.acoustic_model(batch.waveforms, batch.waveform_lengths)
+
+    def _training_emissions(self, batch: Batch) -> Emissions:
+        """With masks, in as many views as the loss compares, and with what it needs of earlier layers."""
+        variants, seeds = self.training_loss.variants, batch.seeds.cpu()
+
+        def views(features: Features) -> Features:
+            masked = [
+                self.spec_augment(features, seeds + view * _SECOND_VIEW) for view in range(variants.num_views)
+            ]
+            return masked[0] if len(masked) == 1 else Features(*map(torch.cat, zip(*masked, strict=True)))
+
+        return self.acoustic_model(
+            batch.waveforms, batch.waveform_lengths, views, with_intermediate=variants.intermediate > 0
+        )
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor | None:
         # Dropout and dither are functions of the batch, like all augmentation: a resumed run repeats
@@ -126,7 +163,12 @@ class CtcModule(pl.LightningModule):
         statistics = [buffer.clone() for buffer in self._running_statistics()]
         result = self.shared_step(batch)
         figures = torch.stack(
-            [result.losses.detach().sum(), result.num_labels, result.emissions.log_prob_lengths.sum()]
+            [
+                result.losses.detach().sum(),
+                result.num_labels,
+                result.emissions.log_prob_lengths.sum(),
+                *(result.parts[name].sum() for name in self._parts_since_logged),
+            ]
         ).tolist()  # one transfer from the device
         if not math.isfinite(figures[0]):
             self._spoiled("loss", _named(batch, ~result.losses.isfinite()))
@@ -136,6 +178,8 @@ class CtcModule(pl.LightningModule):
         self._step_utterance_ids += batch.utterance_ids
         for pooled in (self._loss_since_logged, self.loss_since_validation):
             pooled.add(figures[0], figures[1])
+        for pooled, part in zip(self._parts_since_logged.values(), figures[3:], strict=True):
+            pooled.add(part, figures[1])
         self.num_frames_trained += int(figures[2])
         if self._logs_this_step:
             self._blank_rate = float(self._num_blanks(result.emissions)) / max(figures[2], 1)
@@ -164,6 +208,7 @@ class CtcModule(pl.LightningModule):
             self._log_figures(
                 {
                     "train/loss": loss,
+                    **{f"train/loss_{name}": part.take() for name, part in self._parts_since_logged.items()},
                     "train/gradient_norm": norm,
                     "train/learning_rate": optimizer.param_groups[0]["lr"],
                     "train/blank_rate": self._blank_rate,
@@ -181,11 +226,11 @@ class CtcModule(pl.LightningModule):
         logger.warning("%s: step skipped", message)
 
     def _running_statistics(self) -> list[Tensor]:
-        """Batch norm's averages, which a forward pass changes; only kept where a step may be skipped."""
+        """What a forward pass changes: batch norm's averages, label priors; only kept where a step may be skipped."""
         if not self.skip_non_finite:
             return []
         norms = [module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        return [buffer for norm in norms for buffer in norm.buffers()]
+        return [buffer for module in (*norms, self.training_loss) for buffer in module.buffers()]
 
     @property
     def _logs_this_step(self) -> bool:

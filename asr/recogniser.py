@@ -23,6 +23,7 @@ class Recogniser:
     tokenizer: Tokenizer
     decoder: Decoder
     normalise: Callable[[str], str]
+    wildcard: str | None = None  # what stands for missing words in transcripts
 
     @property
     def sample_rate(self) -> int:

@@ -60,10 +60,15 @@ class Features(NamedTuple):
 
 
 class Emissions(NamedTuple):
-    """``log_probs``: ``(batch, frames, vocab)`` float32, normalised; ``log_prob_lengths``: ``(batch,)`` int64."""
+    """What an encoder says.
+
+    - ``log_probs``: ``(batch, frames, vocab)`` float32, normalised; ``log_prob_lengths``: ``(batch,)`` int64
+    - ``intermediate``: the ``log_probs`` of earlier layers, where they were asked for
+    """
 
     log_probs: Tensor
     log_prob_lengths: Tensor
+    intermediate: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

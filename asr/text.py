@@ -9,7 +9,9 @@ Case = Literal["lower", "upper", "keep"]
 _APOSTROPHE = "'"
 
 
-def normalise(text: str, *, case: Case = "lower", keep_punctuation: bool = False) -> str:
+def normalise(
+    text: str, *, case: Case = "lower", keep_punctuation: bool = False, wildcard: str | None = None
+) -> str:
     """Return ``text`` in the form in which it is trained on and scored.
 
     Unicode NFKC (so that composed and decomposed accents are the same character), one case,
@@ -21,7 +23,18 @@ def normalise(text: str, *, case: Case = "lower", keep_punctuation: bool = False
         text: any transcript.
         case: ``lower``, ``upper`` or ``keep``.
         keep_punctuation: leave punctuation and symbols in place.
+        wildcard: a mark that stands for missing words; it stays, as a word of its own. A text of
+            nothing else is empty.
     """
+    if wildcard is not None and wildcard in text:
+        parts = [
+            normalise(part, case=case, keep_punctuation=keep_punctuation) for part in text.split(wildcard)
+        ]
+        if not any(parts):
+            return ""
+        # An empty part between two marks is no part: words missing beside missing words are one gap.
+        inner = [part for part in parts[1:-1] if part]
+        return f" {wildcard} ".join([parts[0], *inner, parts[-1]]).strip()
     # Before NFKC, which would turn '´' into a space and an accent, and not see past a joiner.
     text = unicodedata.normalize("NFKC", text.translate(_TYPOGRAPHY))
     if case == "lower":

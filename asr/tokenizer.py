@@ -254,6 +254,36 @@ class SentencePieceTokenizer(Tokenizer):
         return [self._ids[model_id] for model_id in self._processor.encode(text)]
 
 
+class PartialTokenizer(Tokenizer):
+    """Encodes transcripts in which a wildcard stands for missing words, else as the tokenizer it wraps.
+
+    The wildcard's label is ``vocab_size``, one more than there are classes: only the training loss knows
+    it. It takes the place of the spaces around it too, so none, one or many words may be missing.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, wildcard: str) -> None:
+        blank_id = tokenizer.blank_id
+        super().__init__([*tokenizer.tokens[:blank_id], *tokenizer.tokens[blank_id + 1 :]], blank_id)
+        self.tokenizer = tokenizer
+        self.wildcard = wildcard
+
+    def encode(self, text: str) -> list[int]:
+        labels: list[int] = []
+        for number, part in enumerate(text.split(self.wildcard)):
+            labels += [self.vocab_size] if number else []
+            labels += self.tokenizer.encode(part)
+        return labels
+
+    def unknown_characters(self, text: str) -> Counter[str]:
+        return self.tokenizer.unknown_characters(text.replace(self.wildcard, " "))
+
+    def state(self) -> dict[str, Any]:
+        return self.tokenizer.state()
+
+    def _encode_known(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text)
+
+
 def tokenizer_from_state(state: Mapping[str, Any]) -> Tokenizer:
     """Rebuild the tokenizer whose :meth:`Tokenizer.state` is ``state``.
 

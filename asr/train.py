@@ -92,6 +92,7 @@ def train(config: TrainConfig) -> int:
     check_accelerator(config)
     utterances = {split: read_split(config.data, split) for split in ("train", "dev")}
     manifests = describe_manifests(config)
+    check_dev_is_complete(config, utterances["dev"])
     resume_from = find_resume(config)
     run_dir = resume_from.parent.parent if resume_from else make_run_dir(Path(config.run_dir))
     setup_logging(run_dir / "train.log")
@@ -112,7 +113,7 @@ def train(config: TrainConfig) -> int:
     }
     for split, selection in readable.items():
         check_not_empty(config, split, selection)
-    texts = [example.text for example in readable["train"].examples]
+    texts = [build.known_text(config.text, example.text) for example in readable["train"].examples]
     tokenizer = (
         tokenizer_from_state(checkpoint.read(resume_from)["recipe"]["tokenizer"])
         if resume_from
@@ -132,7 +133,7 @@ def train(config: TrainConfig) -> int:
     if config.find is not None:
         find(config, datamodule, module, tokenizer.vocab_size, run_dir)
         return 0
-    trainer = make_trainer(config, run_dir)
+    trainer = make_trainer(config, run_dir, module.training_loss.part_names)
     try:
         trainer.fit(module, datamodule, ckpt_path=resume_from, weights_only=True)
     except Interrupted:
@@ -151,6 +152,23 @@ def train(config: TrainConfig) -> int:
 # ------------------------------------------------------------------ data
 
 
+def check_dev_is_complete(config: TrainConfig, utterances: Sequence[Utterance]) -> None:
+    """A word error rate against unknown words would mean nothing.
+
+    Raises:
+        ManifestError: a dev transcript has a wildcard.
+    """
+    wildcard = config.text.wildcard
+    partial = [
+        utterance.id for utterance in utterances if wildcard is not None and wildcard in utterance.text
+    ]
+    if partial:
+        raise ManifestError(
+            f"{len(partial)} transcripts of data.dev={config.data.dev} have the wildcard {wildcard!r} for missing "
+            f"words (first: {partial[0]}): only training can use them, move them to data.train"
+        )
+
+
 def select_corpus(
     config: TrainConfig,
     train_readable: Selection,
@@ -163,6 +181,7 @@ def select_corpus(
     Raises:
         TrainingError: nothing is left to train on or to validate with.
     """
+    tokenizer = build.make_target_tokenizer(config.text, tokenizer)
     train_set = select_split(config, "train", train_readable, tokenizer, acoustic_model)
     dev_set = select_split(config, "dev", dev_readable, tokenizer, acoustic_model)
     for name, readable in (("train", train_readable), ("dev", dev_readable)):
@@ -269,7 +288,9 @@ def make_modules(
 ) -> tuple[SpeechDataModule, CtcModule]:
     """The Lightning views of data and model."""
     features = acoustic_model.features
-    waveform_augmenter, spec_augment = build.make_augmenters(config.augment, features)
+    waveform_augmenter, spec_augment = build.make_augmenters(
+        build.masks_of_views(config.augment, config.loss), features
+    )
     datamodule = SpeechDataModule(
         corpus.train.examples,
         corpus.dev.examples,
@@ -294,6 +315,7 @@ def make_modules(
     module = CtcModule(
         acoustic_model=acoustic_model,
         loss=build.make_loss(config.loss, tokenizer.blank_id),
+        training_loss=build.make_training_loss(config.loss, config.text, tokenizer),
         decoder=build.make_decoder(config.decoder, tokenizer, acoustic_model.seconds_per_frame),
         blank_id=tokenizer.blank_id,
         spec_augment=spec_augment,
@@ -426,7 +448,7 @@ def find(
     logger.info("that is what fits; small corpora learn better from smaller batches (more steps per epoch)")
 
 
-def make_trainer(config: TrainConfig, run_dir: Path) -> pl.Trainer:
+def make_trainer(config: TrainConfig, run_dir: Path, loss_parts: Sequence[str]) -> pl.Trainer:
     """Lightning's trainer with this program's callbacks, loggers and atomic checkpoints."""
     options = config.trainer
     return pl.Trainer(
@@ -443,7 +465,7 @@ def make_trainer(config: TrainConfig, run_dir: Path) -> pl.Trainer:
         enable_progress_bar=options.progress_bar and sys.stderr.isatty(),
         enable_model_summary=False,
         callbacks=make_callbacks(config, run_dir),
-        logger=make_loggers(config, run_dir),
+        logger=make_loggers(config, run_dir, loss_parts),
         plugins=[AtomicCheckpointIO()],
         default_root_dir=run_dir,
         enable_checkpointing=False,  # KeepBestAndLast does it
@@ -475,12 +497,12 @@ def make_callbacks(config: TrainConfig, run_dir: Path) -> list[Callback]:
     return [*callbacks, KeepBestAndLast(best, last, options.average_best or 0)]
 
 
-def make_loggers(config: TrainConfig, run_dir: Path) -> list[Logger]:
+def make_loggers(config: TrainConfig, run_dir: Path, loss_parts: Sequence[str]) -> list[Logger]:
     loggers: list[Logger] = []
     if config.logger.tensorboard:
         loggers.append(TensorBoardLogger(run_dir, name="", version="tensorboard"))
     if config.logger.csv:
-        loggers.append(MetricsFile(run_dir / "metrics.csv"))
+        loggers.append(MetricsFile(run_dir / "metrics.csv", loss_parts))
     return loggers
 
 

@@ -59,6 +59,7 @@ def make_module(config: TrainConfig, num_steps: int) -> CtcModule:
     return CtcModule(
         acoustic_model=model,
         loss=build.make_loss(config.loss, tokenizer.blank_id),
+        training_loss=build.make_training_loss(config.loss, config.text, tokenizer),
         decoder=build.make_decoder(config.decoder, tokenizer, model.seconds_per_frame),
         blank_id=tokenizer.blank_id,
         spec_augment=build.make_augmenters(config.augment, model.features)[1],

@@ -11,7 +11,7 @@ import torch
 from tiny_model import SAMPLE_RATE, babble, train_config, write_checkpoint
 
 from asr import transcribe
-from asr.build import make_augmenters, make_decoder, make_loss
+from asr.build import make_augmenters, make_decoder, make_loss, make_training_loss
 from asr.checkpoint import load_recogniser
 from asr.config import GreedyConfig
 from asr.dataset import Example, SpeechDataset
@@ -75,6 +75,7 @@ def test_validation(
     module = CtcModule(
         acoustic_model=recogniser.acoustic_model,
         loss=make_loss(config.loss, tokenizer.blank_id),
+        training_loss=make_training_loss(config.loss, config.text, tokenizer),
         decoder=make_decoder(config.decoder, tokenizer, recogniser.acoustic_model.seconds_per_frame),
         blank_id=tokenizer.blank_id,
         spec_augment=make_augmenters(config.augment, recogniser.acoustic_model.features)[1],

@@ -34,10 +34,12 @@ class AcousticModel(nn.Module):
         waveforms: Tensor,
         waveform_lengths: Tensor,
         augment: Callable[[Features], Features] | None = None,
+        with_intermediate: bool = False,
     ) -> Emissions:
         """``(batch, samples)`` and ``(batch,)`` lengths → emissions ``(batch, frames, vocab)``.
 
-        ``augment`` changes the features on their way (SpecAugment, in training).
+        ``augment`` changes the features on their way (SpecAugment, in training; it may return several
+        views of each utterance). ``with_intermediate`` adds the emissions of earlier layers.
         """
         features = self.features(waveforms, waveform_lengths)
-        return self.encoder(augment(features) if augment is not None else features)
+        return self.encoder(augment(features) if augment is not None else features, with_intermediate)

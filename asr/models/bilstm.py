@@ -25,6 +25,10 @@ class BiLstmEncoder(Encoder):
         rnn_layers: number of bidirectional layers.
         rnn_norm: ``batch``, ``layer`` or ``none``, before each LSTM.
         dropout: on the input of each LSTM and of the output layer.
+        intermediate_layers: after which LSTMs (from 1) the output layer is read as well (Lee & Watanabe
+            2021, arXiv 2102.03216).
+        self_conditioning: what it reads there is also added to the next LSTM's input, through one linear
+            layer for all (Nozaki & Komatsu 2021, arXiv 2104.02724).
     """
 
     def __init__(
@@ -39,6 +43,8 @@ class BiLstmEncoder(Encoder):
         rnn_layers: int,
         rnn_norm: str,
         dropout: float,
+        intermediate_layers: Sequence[int] = (),
+        self_conditioning: bool = False,
     ) -> None:
         super().__init__()
         inputs = [1, *conv_channels[:-1]]
@@ -56,22 +62,31 @@ class BiLstmEncoder(Encoder):
         self.rnns = nn.ModuleList(BiLstm(size, rnn_size) for size in rnn_inputs)
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(2 * rnn_size, vocab_size)
+        self.intermediate_layers = tuple(intermediate_layers)
+        self.conditioning = nn.Linear(vocab_size, 2 * rnn_size) if self_conditioning else None
 
     def output_lengths(self, feature_lengths: Tensor) -> Tensor:
         for stride in self.time_strides:
             feature_lengths = strided_lengths(feature_lengths, stride)
         return feature_lengths
 
-    def forward(self, batch: Features) -> Emissions:
+    def forward(self, batch: Features, with_intermediate: bool = False) -> Emissions:
         states, lengths = batch.features.unsqueeze(1), batch.feature_lengths
         for convolution in self.convolutions:
             states, lengths = convolution(states, lengths)
         states = states.permute(0, 2, 1, 3).flatten(2)  # (batch, frames, channels * bins)
         mask = length_mask(lengths, states.shape[1])
-        for norm, rnn in zip(self.norms, self.rnns, strict=True):
+        intermediate = []
+        for number, (norm, rnn) in enumerate(zip(self.norms, self.rnns, strict=True), start=1):
             states = rnn(self.dropout(norm(states, mask)), lengths)
-        logits = self.output(self.dropout(states))
-        return Emissions(logits.float().log_softmax(dim=-1), lengths)
+            if number in self.intermediate_layers and (with_intermediate or self.conditioning is not None):
+                intermediate.append(self._log_probs(states))
+                if self.conditioning is not None:
+                    states = states + self.conditioning(intermediate[-1].exp()) * mask.unsqueeze(2)
+        return Emissions(self._log_probs(states), lengths, tuple(intermediate) if with_intermediate else ())
+
+    def _log_probs(self, states: Tensor) -> Tensor:
+        return self.output(self.dropout(states)).float().log_softmax(dim=-1)
 
 
 class MaskedConv2d(nn.Module):

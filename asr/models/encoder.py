@@ -19,6 +19,9 @@ class Encoder(nn.Module):
         """Number of output frames for each number of input frames, ``(batch,)`` int64."""
         raise TypeError(f"{type(self).__name__} must implement output_lengths")
 
-    def forward(self, batch: Features) -> Emissions:
-        """``(batch, frames, bins)`` → ``(batch, output_frames, vocab)`` float32 log-probabilities."""
+    def forward(self, batch: Features, with_intermediate: bool = False) -> Emissions:
+        """``(batch, frames, bins)`` → ``(batch, output_frames, vocab)`` float32 log-probabilities.
+
+        ``with_intermediate`` adds those of the encoder's ``intermediate_layers``.
+        """
         raise TypeError(f"{type(self).__name__} must implement forward")
