@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 
 # Keeps the random stream of dropout and dither apart from those of augmentation, which have the same seeds.
 _STEP_STREAM = 3
-# Seeds lie below this: the second view of an utterance has a seed that no other utterance has.
-_SECOND_VIEW = 2**62
+# From the seed of an utterance to that of its second view. (torch's generator reads the low 32 bits only.)
+_SECOND_VIEW = 2**16
 
 
 class StepResult(NamedTuple):
