@@ -448,7 +448,7 @@ def find(
     logger.info("that is what fits; small corpora learn better from smaller batches (more steps per epoch)")
 
 
-def make_trainer(config: TrainConfig, run_dir: Path, loss_parts: Sequence[str]) -> pl.Trainer:
+def make_trainer(config: TrainConfig, run_dir: Path, loss_parts: Sequence[str] = ()) -> pl.Trainer:
     """Lightning's trainer with this program's callbacks, loggers and atomic checkpoints."""
     options = config.trainer
     return pl.Trainer(

@@ -12,6 +12,8 @@ from asr.tokenizer import Tokenizer
 
 # Parameters with one row for each token of the vocabulary.
 _HEAD = "encoder.output."
+# The one with a column for each: what self-conditioning feeds back.
+_FEEDBACK = "encoder.conditioning.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class WarmStart:
 def take_over(
     weights: Mapping[str, Tensor], tokens: list[str], model: AcousticModel, tokenizer: Tokenizer
 ) -> WarmStart:
-    """Copy weights of the same name and shape into ``model``; rows of the output layer go by token.
+    """Copy weights of the same name and shape into ``model``; what belongs to a token goes by token.
 
     Args:
         weights: the other acoustic model's ``state_dict``.
@@ -59,13 +61,15 @@ def take_over(
     own = model.state_dict()
     position = {token: row for row, token in enumerate(tokens)}
     pairs = [(row, position[token]) for row, token in enumerate(tokenizer.tokens) if token in position]
+    rows, their_rows = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T
     taken, other_shape = [], []
     with torch.no_grad():
         for name in own.keys() & weights.keys():
             mine, theirs = own[name], weights[name]
             if name.startswith(_HEAD) and mine.shape[1:] == theirs.shape[1:]:
-                rows = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
-                mine[rows[:, 0]] = theirs[rows[:, 1]].to(mine.dtype)
+                mine[rows] = theirs[their_rows].to(mine.dtype)
+            elif name == _FEEDBACK and mine.shape[:1] == theirs.shape[:1]:
+                mine[:, rows] = theirs[:, their_rows].to(mine.dtype)
             elif mine.shape == theirs.shape:
                 mine.copy_(theirs)
             else:

@@ -26,6 +26,7 @@ from asr.config import (
 )
 from asr.decode.estimate import estimate
 from asr.errors import ConfigError
+from asr.records import Emissions
 
 ROOT = Path(CONFIG_DIR)
 COMMANDS = {
@@ -55,10 +56,17 @@ def build_everything(config: TrainConfig) -> None:
     loss = build.make_loss(config.loss, tokenizer.blank_id)
     decoder = build.make_decoder(config.decoder, tokenizer, model.seconds_per_frame)
     lengths = torch.tensor([config.features.sample_rate // 2])
+    training_loss = build.make_training_loss(config.loss, config.text, tokenizer)
     emissions = model(
-        torch.randn(1, int(lengths)), lengths, lambda features: spec_augment(features, torch.tensor([1]))
+        torch.randn(1, int(lengths)),
+        lengths,
+        lambda features: spec_augment(features, torch.tensor([1])),
+        with_intermediate=True,
     )
     target = torch.tensor([tokenizer.encode("one")])
+    num_views = training_loss.variants.num_views
+    views = Emissions(*(torch.cat([values] * num_views) for values in emissions[:2]), emissions.intermediate)
+    assert training_loss(views, target, torch.tensor([target.shape[1]])).total.isfinite().all()
     loss(
         emissions.log_probs, target, emissions.log_prob_lengths, torch.tensor([target.shape[1]])
     ).sum().backward()

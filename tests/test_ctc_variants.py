@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_models import encoder, feature_batch, with_statistics
+from test_models import encoder, feature_batch, front_end, with_statistics
 from test_resume import RANDOM, assert_identical, interrupt_at, last_checkpoint, request
 from tiny_model import write_checkpoint
 from torch import Tensor
@@ -29,12 +29,14 @@ from asr.ctc.variants import (
     frame_entropy,
 )
 from asr.errors import ConfigError, ManifestError
+from asr.models.acoustic import AcousticModel
 from asr.module import CtcModule
 from asr.records import Emissions
 from asr.report.json_report import read_report
 from asr.text import normalise
 from asr.tokenizer import CharTokenizer, PartialTokenizer, SentencePieceTokenizer
 from asr.train import train
+from asr.warm_start import take_over
 
 Compose = Callable[..., Any]
 VOCAB_SIZE, BLANK = 4, 1
@@ -316,6 +318,16 @@ def test_self_conditioning_acts_always_and_ignores_padding() -> None:
     )
     assert torch.allclose(model(feature_batch([40])).log_probs, unconditioned(feature_batch([40])).log_probs)
     assert not torch.allclose(model(feature_batch([40])).log_probs, both.log_probs[:1], atol=1e-3)
+
+
+def test_a_warm_start_feeds_back_each_token_by_name() -> None:
+    options = {"vocab_size": 4, "intermediate_layers": [1], "self_conditioning": True}
+    own, other = (AcousticModel(front_end(), encoder(**options)) for _ in range(2))
+    with torch.no_grad():
+        other.encoder.conditioning.weight.normal_()
+    take_over(other.state_dict(), ["<blank>", "x", "y", "z"], own, CharTokenizer(["z", "y", "x"]))
+    found, given = own.encoder.conditioning.weight, other.encoder.conditioning.weight
+    assert torch.equal(found, given[:, [0, 3, 2, 1]])
 
 
 def test_checkpoints_from_before_these_options_still_load(tmp_path: Path) -> None:
