@@ -18,7 +18,7 @@ from asr.findings import CHECKS, ExaminedSplit, Finding, find_problems
 from asr.manifest import read_manifest, write_manifest
 from asr.records import Utterance
 from asr.report.corpus_report import build_corpus_report, print_corpus_report, write_corpus_report
-from asr.selection import inspect_splits, read_split, select_split, unusable
+from asr.selection import check_dev_is_complete, inspect_splits, read_split, select_split, unusable
 
 SPLITS = ("train", "dev", "test")
 
@@ -81,20 +81,22 @@ def examine_splits(
     """The same choice of utterances as training makes, and the front-end's rate in Hz.
 
     Raises:
-        ManifestError: no training utterance has readable audio and a text.
+        ManifestError: no training utterance has readable audio and a text, or words are missing in dev.
     """
+    check_dev_is_complete(config, utterances.get("dev", []))
     facts = inspect_splits(config.doctor, config.data, utterances)
     normalise = build.make_normalise(config.text)
     readable = {
         split: select_readable(of_split, normalise, unusable(split, of_split, facts[split]))
         for split, of_split in utterances.items()
     }
-    texts = [example.text for example in readable["train"].examples if example.text]
+    known = [build.known_text(config.text, example.text) for example in readable["train"].examples]
+    texts = [text for text in known if text]
     if not texts:
         first = readable["train"].exclusions[:1]
         because = f": {first[0].id}: {first[0].reason}" if first else ""
         raise ManifestError(f"{config.data.train}: no utterance has readable audio and a text{because}")
-    tokenizer = build.make_tokenizer(config.tokenizer, texts)
+    tokenizer = build.make_target_tokenizer(config.text, build.make_tokenizer(config.tokenizer, texts))
     acoustic_model = build.make_acoustic_model(config.features, config.model, tokenizer.vocab_size)
     examined = [
         ExaminedSplit(

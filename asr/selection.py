@@ -43,6 +43,23 @@ def read_split(data: DataConfig, split: str) -> list[Utterance]:
     return read_manifest(path)
 
 
+def check_dev_is_complete(config: TrainConfig, utterances: Sequence[Utterance]) -> None:
+    """A word error rate against unknown words would mean nothing.
+
+    Raises:
+        ManifestError: a dev transcript has a wildcard.
+    """
+    wildcard = config.text.wildcard
+    partial = [
+        utterance.id for utterance in utterances if wildcard is not None and wildcard in utterance.text
+    ]
+    if partial:
+        raise ManifestError(
+            f"{len(partial)} transcripts of data.dev={config.data.dev} have the wildcard {wildcard!r} for missing "
+            f"words (first: {partial[0]}): only training can use them, move them to data.train"
+        )
+
+
 def inspect_splits(
     options: DoctorOptions, data: DataConfig, utterances: Mapping[str, Sequence[Utterance]]
 ) -> dict[str, AudioFacts | None]:

@@ -62,7 +62,7 @@ from asr.records import Problem, Utterance
 from asr.report.corpus_report import FINDINGS_NAME, write_findings
 from asr.report.json_report import write_report
 from asr.report.terminal import print_report
-from asr.selection import inspect_splits, read_split, select_split, unusable
+from asr.selection import check_dev_is_complete, inspect_splits, read_split, select_split, unusable
 from asr.tokenizer import Tokenizer, report_unknown_characters, tokenizer_from_state
 from asr.tuned_decoder import decoder_files
 from asr.tuned_decoder import describe as describe_decoder
@@ -150,23 +150,6 @@ def train(config: TrainConfig) -> int:
 
 
 # ------------------------------------------------------------------ data
-
-
-def check_dev_is_complete(config: TrainConfig, utterances: Sequence[Utterance]) -> None:
-    """A word error rate against unknown words would mean nothing.
-
-    Raises:
-        ManifestError: a dev transcript has a wildcard.
-    """
-    wildcard = config.text.wildcard
-    partial = [
-        utterance.id for utterance in utterances if wildcard is not None and wildcard in utterance.text
-    ]
-    if partial:
-        raise ManifestError(
-            f"{len(partial)} transcripts of data.dev={config.data.dev} have the wildcard {wildcard!r} for missing "
-            f"words (first: {partial[0]}): only training can use them, move them to data.train"
-        )
 
 
 def select_corpus(
