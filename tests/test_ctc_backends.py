@@ -1,5 +1,6 @@
 """Every backend against brute force, finite differences and each other, on inputs where kernels break."""
 
+import ctypes
 import itertools
 import math
 import os
@@ -249,7 +250,7 @@ def test_works_in_a_forked_process_and_in_many_threads():
         child = os.fork()
         if child == 0:
             # Threads do not survive a fork (nor does torch's OpenMP, so nothing of torch runs here).
-            os._exit(fused_cpu._threads().submit(lambda: 7).result(timeout=60))
+            os._exit(fused_cpu._openmp() or fused_cpu._threads().submit(lambda: 7).result(timeout=60))
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
         found = []
         threads = [threading.Thread(target=lambda: found.append(run())) for _ in range(6)]
@@ -380,15 +381,48 @@ def test_extreme_lengths_without_frames():
         assert not gradient.any()
 
 
-def test_the_thread_pool_spreads_the_work():
-    seen = []
+@pytest.fixture
+def three_threads():
     threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        fused_cpu._spread(
-            lambda share: seen.append(sorted(share.tolist())), np.array([10, 40, 20, 30, 5]) * 2**15
-        )
-    finally:
-        torch.set_num_threads(threads)
-    assert sorted(itertools.chain(*seen)) == [0, 1, 2, 3, 4]
-    assert sorted(seen) == [[0, 2], [1], [3, 4]]
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_openmp_and_the_thread_pool_find_the_same(monkeypatch, three_threads):
+    logits, targets, lengths = random_batch(9, 200, 29, 40)
+    outcomes = []
+    for openmp in (fused_cpu._openmp(), 0):
+        monkeypatch.setattr(fused_cpu, "_openmp", lambda address=openmp: address)
+        outcomes.append(loss_and_gradient(logits.float(), targets, lengths, "fused"))
+    torch.testing.assert_close(*outcomes, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("num_working", [0, 1, 3])
+def test_a_team_does_all_or_the_caller_hears_of_it(monkeypatch, three_threads, num_working):
+    """In place of OpenMP a function that lets some of the team work; where all fail there is an error."""
+    task_type = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    asked = []
+
+    def run_team(task, shared, num_threads, flags):
+        asked.append(num_threads)
+        for _ in range(num_working):
+            task(shared)
+
+    run_team_type = ctypes.CFUNCTYPE(None, task_type, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    function = run_team_type(run_team)
+    logits, targets, lengths = random_batch(9, 200, 29, 40)
+    expected = loss_and_gradient(logits, targets, lengths, "fused")
+    monkeypatch.setattr(fused_cpu, "_openmp", lambda: ctypes.cast(function, ctypes.c_void_p).value)
+    if num_working == 0:
+        with pytest.raises(MemoryError, match="forward variables"):
+            loss_and_gradient(logits, targets, lengths, "fused")
+    else:
+        actual = loss_and_gradient(logits, targets, lengths, "fused")
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+    assert asked == [3]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch may come without OpenMP")
+def test_torch_s_own_threads_are_found():
+    assert fused_cpu._openmp()

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -459,15 +460,117 @@ def keeps_contract(targets, input_lengths, target_lengths, num_frames, vocab, bl
     return True
 
 
+@intrinsic
+def _take(typing, counter):
+    """The first element of ``counter`` before adding one to it, whichever threads do the same."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        data = array_data(context, builder, signature.args[0], values[0])
+        return builder.atomic_rmw("add", data, data.type.pointee(1), "seq_cst")
+
+    return counter.dtype(counter), generate
+
+
+class _Job(NamedTuple):
+    """One call of :func:`solve`, which says what is what."""
+
+    utterances: np.ndarray
+    next_place: np.ndarray
+    scores: np.ndarray
+    targets: np.ndarray
+    input_lengths: np.ndarray
+    target_lengths: np.ndarray
+    weights: np.ndarray
+    losses: np.ndarray
+    bad_frames: np.ndarray
+    gradient: np.ndarray
+    exponents: np.ndarray
+    geometry: Geometry
+    options: Options
+
+
+@_compile
+def _work_off(job):
+    """Solve utterances until none is left to take."""
+    has_gradient = job.gradient.size > 0
+    work = _allocate(
+        job.scores, job.exponents, job.utterances, job.input_lengths, job.target_lengths, has_gradient
+    )
+    place = _take(job.next_place)
+    while place < len(job.utterances):
+        _solve_one(job.utterances[place], job, work)
+        place = _take(job.next_place)
+
+
+@_compile
+def _solve_one(n, job, work):
+    has_gradient = job.gradient.size > 0
+    scores, gradient, geometry, options = job.scores, job.gradient, job.geometry, job.options
+    start = n * geometry.utterance_step
+    num_frames, labels = job.input_lengths[n], job.targets[n, : job.target_lengths[n]]
+    needed = _prepare_states(work, labels)
+    likelihood = _Likelihood(np.inf, np.int64(0))
+    if num_frames == 0 and needed == 0:
+        likelihood = _Likelihood(0.0, np.int64(0))
+    elif num_frames > 0 and needed <= num_frames:
+        likelihood = _run_forward(work, scores, start, labels, num_frames, has_gradient, geometry, options)
+    bad_frame, num_done = -1, 0
+    if has_gradient and likelihood.loss != np.inf:
+        bad_frame = _run_backward(
+            work, scores, start, labels, num_frames, likelihood.exponent, job.weights[n], gradient, geometry,
+            options,
+        )  # fmt: skip
+        num_done = num_frames
+    elif options.checks_rows:
+        bad_frame = _check_rows(scores, start, num_frames, geometry, options)
+    if np.isnan(likelihood.loss) and bad_frame < 0:
+        bad_frame = 0
+    if has_gradient:
+        for t in range(num_done, geometry.num_frames):
+            base = start + t * geometry.frame_step
+            gradient[base : base + geometry.vocab] = 0
+    job.losses[n] = likelihood.loss
+    job.bad_frames[n] = bad_frame
+
+
+@intrinsic
+def _work_off_on_team(typing, run_team, num_threads, job):
+    """Have every thread of an OpenMP team work off ``job``; ``run_team`` is the address of GOMP_parallel."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        address = ir.IntType(8).as_pointer()
+        task_type = ir.FunctionType(ir.VoidType(), [address])
+        task = ir.Function(builder.module, task_type, f"{builder.function.name}.task")
+        task.linkage = "internal"
+        inside_task = ir.IRBuilder(task.append_basic_block())
+        job_type = context.get_value_type(job)
+        shared = inside_task.load(inside_task.bitcast(task.args[0], job_type.as_pointer()))
+        work_off = context.compile_subroutine(inside_task, _work_off.py_func, types.void(job))
+        # There is nobody to raise an error to: whoever waits for the team sees what has not been done.
+        context.call_internal_no_propagate(inside_task, work_off.fndesc, work_off.signature, [shared])
+        inside_task.ret_void()
+        team_type = ir.FunctionType(ir.VoidType(), [task_type.as_pointer(), address, *[ir.IntType(32)] * 2])
+        run_team = builder.inttoptr(values[0], team_type.as_pointer())
+        shared = builder.bitcast(cgutils.alloca_once_value(builder, values[2]), address)
+        flags = ir.IntType(32)(0)
+        builder.call(run_team, [task, shared, builder.trunc(values[1], ir.IntType(32)), flags])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, job), generate
+
+
 def _compile_solver(vector_code: str) -> Any:
     """numba's cache notices changes of this file only; ``vector_code`` makes it notice the other's too."""
 
     def solve(
-        utterances, scores, targets, input_lengths, target_lengths, weights, losses, bad_frames, gradient, exponents,
-        geometry, options,
+        run_team, num_threads, utterances, next_place, scores, targets, input_lengths, target_lengths, weights, losses,
+        bad_frames, gradient, exponents, geometry, options,
     ):  # fmt: skip
         """Losses of ``utterances``, and ``weights`` times their gradients unless ``gradient`` is empty.
 
+        - ``run_team``: address of the function GOMP_parallel that starts ``num_threads`` OpenMP threads, or
+          zero: then only the calling thread works
+        - ``next_place``: ``(1,)`` int64 zero; threads that share it share the utterances, taken in their order
         - ``scores``, ``gradient``: all elements, flat, laid out as ``geometry`` says
         - ``targets``: ``(batch, max_target_length)``; lengths and labels have been checked
         - ``losses``: ``(batch,)`` in nats; +inf where there is no alignment, with a zero gradient
@@ -476,36 +579,17 @@ def _compile_solver(vector_code: str) -> Any:
         - ``exponents``: an empty array of the integer type as wide as the scores
         """
         vector_code  # noqa: B018  (a captured value is part of the cache key)
-        has_gradient = gradient.size > 0
-        work = _allocate(scores, exponents, utterances, input_lengths, target_lengths, has_gradient)
-        for n in utterances:
-            start = n * geometry.utterance_step
-            num_frames, labels = input_lengths[n], targets[n, : target_lengths[n]]
-            needed = _prepare_states(work, labels)
-            likelihood = _Likelihood(np.inf, np.int64(0))
-            if num_frames == 0 and needed == 0:
-                likelihood = _Likelihood(0.0, np.int64(0))
-            elif num_frames > 0 and needed <= num_frames:
-                likelihood = _run_forward(
-                    work, scores, start, labels, num_frames, has_gradient, geometry, options
-                )
-            losses[n] = likelihood.loss
-            bad_frames[n] = -1
-            num_done = 0
-            if has_gradient and likelihood.loss != np.inf:
-                bad_frames[n] = _run_backward(
-                    work, scores, start, labels, num_frames, likelihood.exponent, weights[n], gradient, geometry,
-                    options,
-                )  # fmt: skip
-                num_done = num_frames
-            elif options.checks_rows:
-                bad_frames[n] = _check_rows(scores, start, num_frames, geometry, options)
-            if np.isnan(likelihood.loss) and bad_frames[n] < 0:
-                bad_frames[n] = 0
-            if has_gradient:
-                for t in range(num_done, geometry.num_frames):
-                    base = start + t * geometry.frame_step
-                    gradient[base : base + geometry.vocab] = 0
+        job = _Job(
+            utterances, next_place, scores, targets, input_lengths, target_lengths, weights, losses, bad_frames,
+            gradient, exponents, geometry, options,
+        )  # fmt: skip
+        if run_team == 0:
+            _work_off(job)
+        else:
+            _work_off_on_team(run_team, num_threads, job)
+            # A thread fails, if at all, before it takes an utterance.
+            if next_place[0] < len(utterances):
+                raise MemoryError("no memory for the forward variables of a CTC loss")
 
     return _compile_to_disk(solve)
 

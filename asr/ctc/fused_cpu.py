@@ -1,9 +1,12 @@
 """The fused CPU backend: hands tensors to the compiled kernels, utterances spread over threads."""
 
+import ctypes
+import functools
 import os
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -118,13 +121,12 @@ def _solve(
     scale = np.ones(batch, flat.dtype) if weights is None else np.ascontiguousarray(weights)
     exponents = np.empty(0, np.int32 if flat.dtype == np.float32 else np.int64)
 
-    def work(utterances: np.ndarray) -> None:
-        solve(
-            utterances, flat, targets, input_lengths, target_lengths, scale, losses, bad_frames, gradient, exponents,
-            geometry, options,
-        )  # fmt: skip
-
-    _spread(work, input_lengths * (target_lengths + vocab))
+    costs = input_lengths * (target_lengths + vocab)
+    arguments = (
+        np.argsort(-costs, kind="stable"), np.zeros(1, np.int64), flat, targets, input_lengths, target_lengths,
+        scale, losses, bad_frames, gradient, exponents, geometry, options,
+    )  # fmt: skip
+    _share(lambda run_team, num_threads: solve(run_team, num_threads, *arguments), int(costs.sum()), batch)
     shaped = None
     if weights is not None:
         shape = (num_frames, batch, vocab) if is_time_first else (batch, num_frames, vocab)
@@ -170,24 +172,46 @@ def _dense(scores: Tensor) -> Tensor:
 _COST_PER_THREAD = 2**15
 
 
-def _spread(work: Callable[[np.ndarray], None], costs: np.ndarray) -> None:
-    """Divide utterances among as many threads as torch uses, the longest first, and wait for all."""
-    num_threads = min(torch.get_num_threads(), len(costs), 1 + int(costs.sum()) // _COST_PER_THREAD)
-    if num_threads == 1:
-        work(np.arange(len(costs)))
-        return
-    order = np.argsort(-costs, kind="stable")
-    shares: list[list[int]] = [[] for _ in range(num_threads)]
-    loads = [0] * num_threads
-    for utterance in order.tolist():
-        lightest = loads.index(min(loads))
-        shares[lightest].append(utterance)
-        loads[lightest] += int(costs[utterance])
-    own, *others = (np.array(share, np.int64) for share in shares)
-    pending = [_threads().submit(work, share) for share in others]
-    work(own)
-    for future in pending:
-        future.result()
+def _share(work: Callable[[int, int], None], cost: int, num_utterances: int) -> None:
+    """Have ``work`` done by as many threads as torch uses; see ``solve`` for its arguments.
+
+    Torch's own threads are the ones to use: for milliseconds after each of torch's operations they keep
+    the processors busy, waiting for the next, and others would get no turn.
+    """
+    num_threads = torch.get_num_threads()
+    num_useful = min(num_threads, num_utterances, 1 + cost // _COST_PER_THREAD)
+    if num_useful == 1:
+        work(0, 1)
+    elif run_team := _openmp():
+        # A team of another size would make OpenMP end threads and start new ones.
+        work(run_team, num_threads)
+    else:
+        pending = [_threads().submit(work, 0, 1) for _ in range(num_useful - 1)]
+        work(0, 1)
+        for future in pending:
+            future.result()
+
+
+_first_process = os.getpid()
+
+
+def _openmp() -> int:
+    """Address of the function that starts torch's OpenMP threads; zero where there is none.
+
+    OpenMP's threads do not survive a fork, and it does not notice.
+    """
+    return _find_openmp() if os.getpid() == _first_process else 0
+
+
+@functools.cache
+def _find_openmp() -> int:
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    try:
+        # What torch was linked with is found first, whatever other OpenMP the process has loaded.
+        function = ctypes.CDLL(str(library)).GOMP_parallel
+    except (OSError, AttributeError):
+        return 0
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
 _pools: dict[int, ThreadPoolExecutor] = {}
