@@ -18,7 +18,7 @@ from asr.errors import AsrError
 from asr.firewall import DataUse
 from asr.records import Hypothesis, Utterance, Word
 from asr.report.schema import SchemaError, from_json, to_json
-from asr.report.slices import Slice, slice_by_fields, slice_by_range
+from asr.report.slices import Slice, range_labels, slice_by_fields, slice_by_range
 from asr.score import (
     AlignedPair,
     Alignment,
@@ -238,6 +238,23 @@ def _interval_by_speaker(results: Sequence[UtteranceResult], seed: int) -> Inter
 
 def _slices(results: Sequence[UtteranceResult]) -> dict[str, tuple[Slice, ...]]:
     counts = [result.counts for result in results]
+    labels, numbers = _slice_fields(results)
+    by_range = {name: slice_by_range(values, counts) for name, values in numbers.items()}
+    return slice_by_fields(labels, counts) | {name: cut for name, cut in by_range.items() if cut}
+
+
+def slice_members(report: EvaluationReport) -> dict[str, tuple[str, ...]]:
+    """For each of the report's slicings, ``(utterances,)``: the value of the slice that each is in."""
+    labels, numbers = _slice_fields(report.utterances)
+    return {
+        name: tuple(labels[name]) if name in labels else range_labels(numbers[name])
+        for name in report.slices
+        if name in labels or name in numbers
+    }
+
+
+def _slice_fields(results: Sequence[UtteranceResult]) -> tuple[dict[str, list[str]], dict[str, list[float]]]:
+    """Fields by which utterances can be grouped: by value, and by range of numbers."""
     names = sorted({name for result in results for name in result.fields})
     labels = {"speaker": [result.speaker for result in results]}
     numbers = {
@@ -254,8 +271,7 @@ def _slices(results: Sequence[UtteranceResult]) -> dict[str, tuple[Slice, ...]]:
             numbers.setdefault(name, [float(value) for value in values if value is not None])
         elif all(isinstance(value, str | int | float | None) for value in values):
             labels.setdefault(name, ["" if value is None else str(value) for value in values])
-    by_range = {name: slice_by_range(values, counts) for name, values in numbers.items()}
-    return slice_by_fields(labels, counts) | {name: cut for name, cut in by_range.items() if cut}
+    return labels, numbers
 
 
 def _is_number(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -61,20 +62,29 @@ def slice_by_fields(
 def slice_by_range(
     numbers: Sequence[float], counts: Sequence[ErrorCounts], *, num_ranges: int = 4
 ) -> tuple[Slice, ...]:
-    """Cut a numeric field into ranges of about equally many utterances, lowest first.
+    """Cut a numeric field into ranges of about equally many utterances, lowest first (:func:`range_labels`).
 
-    Empty when the numbers do not fill two ranges. A range ``2.1–4.7`` holds numbers from its
-    lower end to just below its upper end; the last one includes its upper end.
+    Empty when the numbers do not fill two ranges.
+    """
+    labels = range_labels(numbers, num_ranges=num_ranges)
+    ascending = dict.fromkeys(labels[index] for index in np.argsort(numbers, kind="stable")) if labels else ()
+    return tuple(
+        _pool(name, [count for count, label in zip(counts, labels, strict=True) if label == name])
+        for name in ascending
+    )
+
+
+def range_labels(numbers: Sequence[float], *, num_ranges: int = 4) -> tuple[str, ...]:
+    """``(utterances,)`` the range that each number is in; empty when they do not fill two ranges.
+
+    A range ``2.1–4.7`` holds numbers from its lower end to just below its upper end; the last one
+    includes its upper end.
     """
     if not len(numbers):
         return ()
     edges = np.unique(np.quantile(numbers, np.linspace(0, 1, num_ranges + 1)))
     if len(edges) < 3:
         return ()
-    index = np.clip(np.searchsorted(edges, numbers, side="right") - 1, 0, len(edges) - 2)
-    slices = []
-    for bin_number in range(len(edges) - 1):
-        inside = [count for count, where in zip(counts, index, strict=True) if where == bin_number]
-        if inside:
-            slices.append(_pool(f"{edges[bin_number]:.3g}–{edges[bin_number + 1]:.3g}", inside))
-    return tuple(slices)
+    names = [f"{low:.3g}–{high:.3g}" for low, high in pairwise(edges)]
+    index = np.clip(np.searchsorted(edges, numbers, side="right") - 1, 0, len(names) - 1)
+    return tuple(names[where] for where in index)
