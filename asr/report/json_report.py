@@ -287,10 +287,19 @@ def write_report(report: EvaluationReport, path: Path) -> None:
     Raises:
         ReportError: the file cannot be written.
     """
+    write_text(_as_text(to_json(report)), path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a file of a report under another name and rename it; makes its folder.
+
+    Raises:
+        ReportError: the file cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(_as_text(to_json(report)), encoding="utf-8")
+        temporary.write_bytes(text.encode("utf-8", "replace"))  # a manifest may hold half characters
         temporary.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
