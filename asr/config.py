@@ -755,6 +755,10 @@ class EvaluateConfig:
     compare_greedy: bool = True
     allow_tuned_split: bool = False
     output: str | None = None
+    html: bool = True
+    num_pictures: int = 40
+    audio_mib: float = 4.0
+    sclite: bool = False
     device: str = "auto"
     num_worst: int = 10
     sweep: str | None = None
@@ -763,6 +767,8 @@ class EvaluateConfig:
     noise_seed: int = 0
 
     def __post_init__(self) -> None:
+        check_range("num_pictures", self.num_pictures, at_least=0)
+        check_range("audio_mib", self.audio_mib, at_least=0)
         check_choice("split", self.split, ["train", "dev", "test"])
         check_choice("normaliser", self.normaliser, ["none", "basic", "english"])
         check_choice("device", self.device, ["auto", "cpu", "gpu"])

@@ -29,10 +29,13 @@ from asr.firewall import (
 from asr.manifest import manifest_sha256, read_manifest
 from asr.recogniser import Recogniser
 from asr.records import Utterance
-from asr.report.json_report import EvaluationReport, write_report
+from asr.report.examination import Examination, examine
+from asr.report.json_report import EvaluationReport, num_faulty, write_report, write_text
+from asr.report.nist import write_sclite_files
+from asr.report.page import write_page
 from asr.report.sweep import SCHEMA_VERSION as SWEEP_SCHEMA_VERSION
 from asr.report.sweep import SweepReport, sweep_table, write_sweep
-from asr.report.terminal import print_report
+from asr.report.terminal import print_report, to_markdown
 from asr.sweep import (
     STANDARD_SNR_DB,
     STANDARD_SPEEDS,
@@ -82,10 +85,10 @@ def evaluate(config: EvaluateConfig) -> int:
         run = Evaluation(recogniser, utterances, config, provenance, data_use, output, progress)
         if config.sweep is not None:
             return evaluate_sweep(run, console)
-        report = run.evaluate()
-    write_report(report, output / "report.json")
+        report, written = run.write(run.evaluate())
     print_report(report, console, num_worst=config.num_worst)
-    console.print(f"report: {output / 'report.json'}", markup=False, soft_wrap=True)
+    for file in written:
+        console.print(f"report: {file}", markup=False, highlight=False, soft_wrap=True)
     return 1 if report.excluded else 0
 
 
@@ -118,6 +121,32 @@ class Evaluation:
             alter=alter,
             on_progress=lambda num_done: self.progress.update(task, completed=num_done),
         )
+
+    def write(self, report: EvaluationReport) -> tuple[EvaluationReport, list[Path]]:
+        """Find the causes of errors and write everything; returns the report with them, and the files."""
+        written = [self.output / "report.json", self.output / "report.md"]
+        examination = Examination()
+        if self.config.html:
+            task = self.progress.add_task("examining errors", total=num_faulty(report))
+            examination = examine(
+                self.recogniser,
+                report,
+                self.utterances,
+                num_pictures=self.config.num_pictures,
+                audio_mib=self.config.audio_mib,
+                max_batch_utterances=self.config.data.max_batch_utterances,
+                max_batch_seconds=self.config.data.max_batch_seconds,
+                on_progress=lambda num_done: self.progress.update(task, completed=num_done),
+            )
+            report = examination.attributed(report)
+        write_report(report, written[0])
+        write_text(to_markdown(report, num_worst=self.config.num_worst), written[1])
+        if self.config.html:
+            written.append(self.output / "report.html")
+            write_page(report, written[-1], examination)
+        if self.config.sclite:
+            written += write_sclite_files(report, self.output / "sclite")
+        return report, written
 
 
 def evaluate_sweep(run: Evaluation, console: Console) -> int:

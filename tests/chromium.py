@@ -1,12 +1,14 @@
 """A browser on the PATH, driven over its debugging pipe (Chrome DevTools Protocol), without a driver or a port."""
 
 import base64
+import fcntl
 import itertools
 import json
 import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +17,21 @@ from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
 TIMEOUT_SECONDS = 60.0
+_OPTIONS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--no-first-run",
+    "--mute-audio",
+    "--remote-debugging-pipe",
+)
+# The browser reads commands from descriptor 3 and writes to 4.
+_CONNECT = (
+    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); "
+    "os.execv(sys.argv[3], sys.argv[3:])"
+)
 
 
 def find_chromium() -> str | None:
@@ -31,24 +48,17 @@ class Browser:
     def __init__(self, profile: Path) -> None:
         path = find_chromium()
         assert path is not None, "no Chromium on the PATH"
-        read_commands, self._commands = os.pipe()
-        self._events, write_events = os.pipe()
-        kept = [os.dup(read_commands), os.dup(write_events)]  # far from 3 and 4, which are overwritten
-
-        def connect() -> None:
-            os.dup2(os.dup(read_commands), 13)
-            os.dup2(os.dup(write_events), 14)
-            os.dup2(13, 3)
-            os.dup2(14, 4)
-
+        commands, self._commands = os.pipe()
+        self._events, events = os.pipe()
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (commands, events)]  # not 3 or 4 themselves
         self._process = subprocess.Popen(
-            [path, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-             "--remote-debugging-pipe", "--autoplay-policy=no-user-gesture-required", "--mute-audio",
-             "--disable-background-networking", f"--user-data-dir={profile}", "about:blank"],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            close_fds=False, preexec_fn=connect,
-        )  # fmt: skip
-        for descriptor in (read_commands, write_events, *kept):
+            [sys.executable, "-c", _CONNECT, *map(str, ends), path, *_OPTIONS, f"--user-data-dir={profile}"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=ends,
+        )
+        for descriptor in (commands, events, *ends):
             os.close(descriptor)
         self._numbers = itertools.count(1)
         self._pending = b""

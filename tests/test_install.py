@@ -58,6 +58,8 @@ def test_every_yaml_and_template_of_the_checkout_is_in_the_wheel(installed: Path
     package = Path(where.strip())
     shipped = {path.relative_to(package / "conf") for path in (package / "conf").rglob("*.yaml")}
     assert shipped == {path.relative_to(ROOT / "conf") for path in (ROOT / "conf").rglob("*.yaml")}
+    pages = {path.name for path in (package / "report").iterdir() if path.suffix in {".html", ".css", ".js"}}
+    assert pages == {"page.html", "page.css", "page.js"}
     modules = {path.relative_to(package) for path in package.rglob("*.py")}
     assert modules == {path.relative_to(ROOT / "asr") for path in (ROOT / "asr").rglob("*.py")}
 

@@ -7,6 +7,7 @@ cause of its errors; the worst get pictures; audio is kept, worst first, until a
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -33,6 +34,8 @@ _OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 _MAX_COLUMNS = 1200
 _MAX_TOKEN_ROWS = 40
 _NOTICEABLE = 0.05
+_ENCODERS = 4
+_SOUNDS_AT_A_TIME = 32
 
 
 class TimedText(NamedTuple):
@@ -69,12 +72,11 @@ class Sound:
 
 @dataclass(frozen=True)
 class Examination:
-    """By position in ``report.utterances``; ``unheard`` did not fit into the budget or could not be read."""
+    """What was found, by position in ``report.utterances``."""
 
     attributions: Mapping[int, Attribution] = field(default_factory=dict)
     pictures: Mapping[int, Picture] = field(default_factory=dict)
     sounds: Mapping[int, Sound] = field(default_factory=dict)
-    unheard: int = 0
 
     def attributed(self, report: EvaluationReport) -> EvaluationReport:
         """``report`` with the causes."""
@@ -129,9 +131,9 @@ def examine(
                 pictures[position] = _draw(recogniser, waveforms[position], log_probs, reference)
         num_done += len(batch)
         on_progress(num_done)
-    order = [*worst, *sorted(set(range(len(results))) - set(worst))]
+    order = [*worst, *sorted(set(range(len(results))) - set(worst))] if audio_mib > 0 else []
     sounds = _record(order, results, recogniser.sample_rate, round(audio_mib * 2**20))
-    return Examination(attributions, pictures, sounds, unheard=len(results) - len(sounds))
+    return Examination(attributions, pictures, sounds)
 
 
 def _load(result: UtteranceResult, sample_rate: int) -> Tensor | None:
@@ -225,16 +227,22 @@ def _record(
     order: Sequence[int], results: Sequence[UtteranceResult], sample_rate: int, budget: int
 ) -> dict[int, Sound]:
     """Sounds of as many utterances as fit; the first that does not ends it, so that none is skipped."""
-    sounds: dict[int, Sound] = {}
-    for position in order if budget > 0 else ():
+
+    def sound_of(position: int) -> Sound | None:
         waveform = _load(results[position], sample_rate)
-        if waveform is None:
-            continue
-        sound = encode_sound(waveform.numpy(), sample_rate)
-        budget -= len(sound.data)
-        if budget < 0:
-            break
-        sounds[position] = sound
+        return None if waveform is None else encode_sound(waveform.numpy(), sample_rate)
+
+    sounds: dict[int, Sound] = {}
+    with ThreadPoolExecutor(_ENCODERS) as pool:
+        for first in range(0, len(order), _SOUNDS_AT_A_TIME):
+            some = order[first : first + _SOUNDS_AT_A_TIME]
+            for position, sound in zip(some, pool.map(sound_of, some), strict=True):
+                if sound is None:
+                    continue
+                budget -= len(sound.data)
+                if budget < 0:
+                    return sounds
+                sounds[position] = sound
     return sounds
 
 

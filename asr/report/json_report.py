@@ -243,6 +243,11 @@ def _slices(results: Sequence[UtteranceResult]) -> dict[str, tuple[Slice, ...]]:
     return slice_by_fields(labels, counts) | {name: cut for name, cut in by_range.items() if cut}
 
 
+def num_faulty(report: EvaluationReport) -> int:
+    """Utterances with at least one word wrong."""
+    return sum(result.counts.num_errors > 0 for result in report.utterances)
+
+
 def slice_members(report: EvaluationReport) -> dict[str, tuple[str, ...]]:
     """For each of the report's slicings, ``(utterances,)``: the value of the slice that each is in."""
     labels, numbers = _slice_fields(report.utterances)
@@ -299,7 +304,7 @@ def write_text(text: str, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(text.encode("utf-8", "replace"))  # a manifest may hold half characters
+        temporary.write_text(text, encoding="utf-8", errors="replace")  # a manifest may hold half characters
         temporary.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):

@@ -182,7 +182,7 @@
     const seek = (seconds) => {
       if (!player) return;
       player.currentTime = seconds;
-      player.play();
+      player.play().catch(() => {}); // closed before it could begin
     };
     if (pictures[u.index]) box.append(tracks(u, pictures[u.index], player, seek));
     else if (u.times.length) {

@@ -25,16 +25,16 @@ from PIL import Image
 
 from asr.attribution import Cause
 from asr.report.examination import Bytes, Examination, Picture
-from asr.report.json_report import EvaluationReport, UtteranceResult, slice_members, write_text
-from asr.report.terminal import format_percent
+from asr.report.json_report import EvaluationReport, UtteranceResult, num_faulty, slice_members, write_text
+from asr.report.terminal import CAUSES, count_causes, format_percent, greedy_verdict
 from asr.stats import Interval
 from asr.tokenizer import BLANK_DISPLAY
 
-_CAUSES: dict[Cause, tuple[str, str]] = {
-    "acoustic_model": ("acoustic model", "the reference scores lower, however long one searches"),
-    "language_model": ("language model", "the sound favours the reference, the language model overrules it"),
-    "search": ("search", "the reference scores higher and was not found"),
-    "unwritable": ("unwritable", "no labelling of the model spells the reference in this time"),
+_MEANINGS: dict[Cause, str] = {
+    "acoustic_model": "the reference scores lower, however long one searches",
+    "language_model": "the sound favours the reference, the language model overrules it",
+    "search": "the reference scores higher and was not found",
+    "unwritable": "no labelling of the model spells the reference in this time",
 }
 _FIELD_NAMES = {
     "duration_seconds": "duration (s)",
@@ -68,6 +68,7 @@ def render_page(report: EvaluationReport, examination: Examination) -> str:
         script=_inline(script),
         style=_inline(style),
         headline=_axis([report.wer_interval], report.wer),
+        verdict=greedy_verdict(report),
         interval=_interval(report.wer_interval),
         by_speaker=report.wer_interval_by_speaker and _interval(report.wer_interval_by_speaker),
         sentence_interval=_interval(report.sentence_error_interval),
@@ -76,6 +77,7 @@ def render_page(report: EvaluationReport, examination: Examination) -> str:
         slicings=_slicings(report),
         curves=_curves(provenance),
         facts=list(_facts(report)),
+        command=_plain(provenance.get("command")),
         details=_details(provenance),
         left_out=_left_out(report, examination),
         data=_embedded(_utterance_data(report)),
@@ -306,17 +308,24 @@ class CauseRow(NamedTuple):
 
 def _causes(report: EvaluationReport) -> list[CauseRow]:
     found = [result.attribution for result in report.utterances if result.attribution is not None]
-    regions = Counter(region.cause for attribution in found for region in attribution.regions)
+    regions = count_causes(report)
     utterances = Counter(attribution.cause for attribution in found)
-    num_regions = max(1, regions.total())
+    num_regions = max(1, sum(regions.values()))
     adds_text = any(attribution.hypothesis.text for attribution in found)
-    possible: set[str] = {"acoustic_model", "search"} | ({"language_model"} if adds_text else set()) if found else set()
+    possible: set[str] = (
+        {"acoustic_model", "search"} | ({"language_model"} if adds_text else set()) if found else set()
+    )
     return [
         CauseRow(
-            key, name, meaning, regions[key], utterances[key], round(100 * regions[key] / num_regions, 2)
-        )  # type: ignore[index]
-        for key, (name, meaning) in _CAUSES.items()
-        if regions[key] or utterances[key] or key in possible
+            key,
+            name,
+            _MEANINGS[key],
+            regions.get(key, 0),
+            utterances[key],
+            round(100 * regions.get(key, 0) / num_regions, 2),
+        )
+        for key, name in CAUSES.items()
+        if utterances[key] or key in {*regions, *possible}
     ]
 
 
@@ -426,7 +435,7 @@ def _utterance_data(report: EvaluationReport) -> dict[str, Any]:
         "checkpoint": str(checkpoint) if checkpoint else "",
         "slices": list(members),
         "sliceNames": [_FIELD_NAMES.get(field, field) for field in members],
-        "causes": {key: name for key, (name, _) in _CAUSES.items()},
+        "causes": CAUSES,
         "utterances": [
             _utterance(result, [values[position] for values in members.values()])
             for position, result in enumerate(report.utterances)
@@ -529,7 +538,7 @@ def _base64(data: bytes) -> str:
 
 def _left_out(report: EvaluationReport, examination: Examination) -> list[str]:
     """What the page does not hold, and how to include it."""
-    num_wrong = sum(result.counts.num_errors > 0 for result in report.utterances)
+    num_wrong = num_faulty(report)
     lines = []
     if len(examination.pictures) < num_wrong:
         lines.append(

@@ -8,6 +8,7 @@ steer a terminal, are shown as ``�``.
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from rich.cells import cell_len
@@ -16,8 +17,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from asr.attribution import Cause
 from asr.firewall import Notice
-from asr.report.json_report import EvaluationReport, UtteranceResult
+from asr.report.json_report import EvaluationReport, UtteranceResult, num_faulty
 from asr.score import AlignedPair, Operation, rank_worst
 from asr.stats import Interval
 
@@ -94,6 +96,21 @@ def worst_utterances(report: EvaluationReport, num_worst: int) -> tuple[Utteranc
     return tuple(report.utterances[position] for position in ranked)
 
 
+CAUSES: dict[Cause, str] = {
+    "acoustic_model": "acoustic model",
+    "language_model": "language model",
+    "search": "search",
+    "unwritable": "unwritable",
+}
+
+
+def count_causes(report: EvaluationReport) -> dict[Cause, int]:
+    """How many runs of neighbouring wrong words each cause has; empty where causes were not looked for."""
+    found = [result.attribution for result in report.utterances if result.attribution is not None]
+    counts = Counter(region.cause for attribution in found for region in attribution.regions)
+    return {cause: counts[cause] for cause in CAUSES if counts[cause]}
+
+
 # --- figures as text ---------------------------------------------------------------------------
 
 
@@ -155,6 +172,8 @@ def _headline(report: EvaluationReport) -> Iterator[tuple[str, str]]:
         "Word errors",
         f"{counts.substitutions} substituted, {counts.deletions} deleted, {counts.insertions} inserted",
     )
+    if causes := count_causes(report):
+        yield "Caused by", ", ".join(f"{CAUSES[cause]} {number}" for cause, number in causes.items())
     if report.greedy is not None:
         yield "Greedy", f"{format_percent(report.greedy.wer)}; {greedy_verdict(report)}"
     yield "CER", _join(format_percent(report.cer), f"{report.character_counts.num_reference} characters")
@@ -189,8 +208,7 @@ def _exclusions(report: EvaluationReport) -> Text:
 
 
 def _worst_title(num_shown: int, report: EvaluationReport) -> str:
-    num_faulty = sum(result.counts.num_errors > 0 for result in report.utterances)
-    return f"Most errors: {num_shown} of {num_faulty} utterances with errors"
+    return f"Most errors: {num_shown} of {num_faulty(report)} utterances with errors"
 
 
 def _utterance_title(result: UtteranceResult) -> str:
