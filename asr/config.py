@@ -780,6 +780,8 @@ class EvaluateConfig:
             check_choice("sweep", self.sweep, ["snr", "speed"])
         elif self.sweep_values is not None:
             raise ConfigError("sweep_values= goes with sweep=snr or sweep=speed")
+        if self.sweep is not None and self.sclite:
+            raise ConfigError("sclite=true goes with one evaluation, not with sweep=")
         if self.sweep_values is not None and not self.sweep_values:
             raise ConfigError("sweep_values=[] names no value; leave it out for the usual ones")
         if self.sweep == "speed":

@@ -24,6 +24,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from asr.attribution import Cause
+from asr.firewall import Notice
 from asr.report.examination import Bytes, Examination, Picture
 from asr.report.json_report import EvaluationReport, UtteranceResult, num_faulty, slice_members, write_text
 from asr.report.terminal import CAUSES, count_causes, format_percent, greedy_verdict
@@ -72,7 +73,7 @@ def render_page(report: EvaluationReport, examination: Examination) -> str:
         interval=_interval(report.wer_interval),
         by_speaker=report.wer_interval_by_speaker and _interval(report.wer_interval_by_speaker),
         sentence_interval=_interval(report.sentence_error_interval),
-        cautions=list(cautions(report)),
+        notices=notices(report),
         causes=_causes(report),
         slicings=_slicings(report),
         curves=_curves(provenance),
@@ -130,30 +131,13 @@ def _path_of(provenance: Mapping[str, Any], name: str) -> Path | None:
     return Path(path) if isinstance(path, str) and path else None
 
 
-def cautions(report: EvaluationReport) -> Iterator[tuple[str, str]]:
-    """What a reader must know before believing the figure: (``danger`` or ``note``, sentence)."""
-    provenance = report.provenance
-    for warning in provenance.get("warnings") or ():
-        yield "danger", str(warning)
-    hashes = {
-        name: entry.get("sha256")
-        for name, entry in _mapping(_mapping(provenance.get("training")).get("manifests")).items()
-        if isinstance(entry, Mapping)
-    }
-    tested = _mapping(provenance.get("manifest")).get("sha256")
-    if tested and tested == hashes.get("train"):
-        yield (
-            "danger",
-            "The model was trained on these very utterances: this is no measure of how well it works.",
-        )
-    elif tested and tested == hashes.get("dev"):
-        yield (
-            "note",
-            "This set chose the epoch that was kept, so the figure is slightly optimistic; "
-            "a set that nothing was chosen on gives the honest one.",
-        )
+def notices(report: EvaluationReport) -> list[Notice]:
+    """What a reader must know before believing the figure."""
+    found = list(report.data_use.notices) if report.data_use else []
     if report.num_excluded:
-        yield "note", f"{report.num_excluded} utterances were not scored; they are listed under Provenance."
+        text = f"{report.num_excluded} utterances were not scored; they are listed under Provenance."
+        found.append(Notice("note", text))
+    return found
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -165,15 +149,12 @@ def _facts(report: EvaluationReport) -> Iterator[tuple[str, str]]:
     provenance = report.provenance
     for name in ("checkpoint", "manifest"):
         yield name, _file_line(provenance.get(name))
-    tokenizer = _mapping(provenance.get("tokenizer"))
-    yield (
-        "tokenizer",
-        f"{tokenizer['vocab_size']} labels, SHA-256 {str(tokenizer['sha256'])[:12]}" if tokenizer else _BLANK,
-    )
+    yield "tokenizer", _hash_line(provenance.get("tokenizer_sha256")) or _BLANK
     decoder = _mapping(provenance.get("decoder"))
     yield "decoder", ", ".join(f"{name}={_plain(value)}" for name, value in decoder.items()) or _BLANK
-    if "alpha" in decoder:
-        yield "weights tuned on", _plain(_mapping(provenance.get("tuning")).get("manifest")) or "not recorded"
+    for name, file in _mapping(provenance.get("decoder_files")).items():
+        yield f"decoder.{name}", _file_line(file)
+    yield "decoder weights", _plain(_mapping(provenance.get("decoder_weights")).get("text")) or "not recorded"
     yield "normaliser", report.normaliser
     yield "code", _plain(provenance.get("git_revision")) or "not from a checkout"
     yield "machine", ", ".join(filter(None, (_plain(provenance.get(name)) for name in ("machine", "gpu"))))
@@ -186,7 +167,11 @@ def _file_line(entry: Any) -> str:
     fields = _mapping(entry)
     if not fields:
         return _plain(entry) or _BLANK
-    return f"{fields.get('path')}, SHA-256 {str(fields.get('sha256'))[:12]}"
+    return f"{fields.get('path')}, {_hash_line(fields.get('sha256'))}"
+
+
+def _hash_line(sha256: Any) -> str:
+    return f"SHA-256 {sha256[:12]}" if isinstance(sha256, str) and sha256 else ""
 
 
 def _plain(value: Any) -> str:
