@@ -88,9 +88,14 @@ def make_target_tokenizer(config: TextConfig, tokenizer: Tokenizer) -> Tokenizer
     return tokenizer if config.wildcard is None else PartialTokenizer(tokenizer, config.wildcard)
 
 
+def make_features(config: FeaturesConfig) -> SpectralFeatures:
+    """The front-end."""
+    return _FEATURES[type(config)](**_options(config))
+
+
 def make_acoustic_model(features: FeaturesConfig, model: ModelConfig, vocab_size: int) -> AcousticModel:
     """Front-end and encoder, with fresh weights."""
-    front_end = _FEATURES[type(features)](**_options(features))
+    front_end = make_features(features)
     encoder = _ENCODERS[type(model)](num_bins=front_end.num_bins, vocab_size=vocab_size, **_options(model))
     return AcousticModel(front_end, encoder)
 

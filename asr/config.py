@@ -742,6 +742,20 @@ class DoctorConfig(TrainConfig):
 
 
 @dataclass
+class AugmentPreviewConfig(TrainConfig):
+    """``python -m asr.augment_preview``: a training's options, and what to write of its audio."""
+
+    output: str = "outputs/augment_preview"
+    num_utterances: int = 3
+    num_versions: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("num_utterances", self.num_utterances, at_least=1)
+        check_range("num_versions", self.num_versions, at_least=1)
+
+
+@dataclass
 class EvaluateConfig:
     """``python -m asr.evaluate``."""
 

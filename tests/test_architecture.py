@@ -20,7 +20,10 @@ RANKS = {
     ],
     4: ["build", "finders", "pipeline", "report"],
     5: ["checkpoint", "cli", "evaluation", "longform", "selection", "sweep", "tuned_decoder"],
-    6: ["train", "evaluate", "transcribe", "prepare", "doctor", "tune", "lm", "explain", "compare"],
+    6: [
+        *("train", "evaluate", "transcribe", "prepare", "doctor", "tune", "lm", "explain", "compare"),
+        *("augment_preview",),
+    ],
 }
 RANK = {"": 0} | {name: rank for rank, names in RANKS.items() for name in names}
 ENTRY_POINTS = set(RANKS[6])

@@ -14,6 +14,7 @@ from asr import build, optim
 from asr.cli import CONFIG_DIR
 from asr.config import (
     KINDS,
+    AugmentPreviewConfig,
     DoctorConfig,
     DoctorOptions,
     EvaluateConfig,
@@ -32,6 +33,7 @@ ROOT = Path(CONFIG_DIR)
 COMMANDS = {
     "train": TrainConfig,
     "doctor": DoctorConfig,
+    "augment_preview": AugmentPreviewConfig,
     "evaluate": EvaluateConfig,
     "transcribe": TranscribeConfig,
     "prepare": PrepareConfig,
@@ -118,6 +120,7 @@ def test_there_are_experiments() -> None:
         ("prepare", ["corpus=demo"]),
         ("explain", ["probs=a.csv"]),
         ("lm", ["text=a.txt", "output=a.arpa"]),
+        ("augment_preview", ["experiment=fsdd"]),
     ],
 )
 def test_every_other_command_composes(command: str, needed: list[str]) -> None:

@@ -34,7 +34,7 @@ class Drawn:
         if isinstance(self.room, MeasuredRoom):
             words.append(f"room-{PurePosixPath(self.room.part.name).stem}")
         elif self.room is not None:
-            words.append(f"room-{self.room.rt60_seconds:.2f}s-{self.room.direct_db:+.0f}dB")
+            words.append(f"room{self.room.rt60_seconds:.2f}s{self.room.direct_db:+.0f}dB")
         if self.noise is not None:
             words.append(f"snr{self.noise.snr_db:.1f}dB-{PurePosixPath(self.noise.part.name).stem}")
         if self.codec is not None:

@@ -119,7 +119,7 @@ def utterance_figure(
     width = float(np.clip(4 + 1.6 * seconds_per_frame * diagnosis.num_frames, 9.0, 20.0))
     figure = Figure(figsize=(width, sum(heights) + 1.2), layout="constrained")
     panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
-    _draw_spectrogram(panels[0], spectrogram, spectrogram_hop_seconds)
+    draw_spectrogram(panels[0], spectrogram, spectrogram_hop_seconds)
     _draw_words(panels[0], words, seconds_per_frame)
     panels[0].set_title(title, loc="left", color=INK, pad=18)
     _draw_posteriors(figure, panels[1], diagnosis, symbols, timing)
@@ -277,7 +277,8 @@ def _draw_posteriors(
         axes.set_title("posteriors (dots: best token of each frame)", loc="left", fontsize=9)
 
 
-def _draw_spectrogram(axes: Any, spectrogram: FloatArray, hop_seconds: float) -> None:
+def draw_spectrogram(axes: Any, spectrogram: FloatArray, hop_seconds: float) -> None:
+    """``(frames, bins)`` over seconds."""
     num_frames, num_bins = spectrogram.shape
     edges = (np.arange(num_frames + 1) - 0.5) * hop_seconds
     low, high = np.percentile(spectrogram, [2, 99.5])
