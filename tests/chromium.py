@@ -66,9 +66,7 @@ class Browser:
         self._seen: list[str] = []
         self.problems: list[str] = []
         self.requests: list[str] = []
-        (page, *_) = [
-            target for target in self.send("Target.getTargets")["targetInfos"] if target["type"] == "page"
-        ]
+        page = self.send("Target.createTarget", url="about:blank")
         attached = self.send("Target.attachToTarget", targetId=page["targetId"], flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
