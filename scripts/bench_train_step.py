@@ -6,10 +6,17 @@ step's end to the next step's end, so hooks, metrics and logging count. The bare
 loss, backward, clipping, optimizer and schedule, and nothing else.
 
     python scripts/bench_train_step.py --steps 60 --threads 2 model=small
+
+With --ctc it compares two bare loops instead, one with PyTorch's CTC loss and one with the fused loss, and
+says how much of each step the loss is, forward and backward, on the log-probabilities of that step.
+
+    python scripts/bench_train_step.py --ctc --threads 2 model=tiny
+    python scripts/bench_train_step.py --ctc --bf16 --threads 2 model=tiny
 """
 
 import argparse
 import copy
+import dataclasses
 import json
 import math
 import sys
@@ -97,7 +104,7 @@ def make_batches(config: TrainConfig, num_batches: int, batch_size: int, seconds
     return batches
 
 
-def make_bare_step(module: CtcModule, clip_norm: float) -> Callable[[Batch], None]:
+def make_bare_step(module: CtcModule, clip_norm: float, bf16: bool = False) -> Callable[[Batch], None]:
     """The shortest correct training step."""
     module.train()
     optimizer = module.make_optimizer(module.acoustic_model)
@@ -105,7 +112,8 @@ def make_bare_step(module: CtcModule, clip_norm: float) -> Callable[[Batch], Non
 
     def step(batch: Batch) -> None:
         optimizer.zero_grad(set_to_none=True)
-        loss = module.shared_step(batch).loss
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = module.shared_step(batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), clip_norm)
         optimizer.step()
@@ -144,6 +152,43 @@ def measure(config: TrainConfig, batches: list[Batch], run_dir: Path) -> TurnAbo
     return turns
 
 
+def measure_ctc(config: TrainConfig, batches: list[Batch], bf16: bool) -> dict[str, Any]:
+    """Medians of steps with either loss, turn about, and of the loss alone."""
+    modules, steps = {}, {}
+    for backend in ("native", "fused"):
+        torch.manual_seed(0)
+        loss = dataclasses.replace(config.loss, backend=backend)
+        modules[backend] = make_module(dataclasses.replace(config, loss=loss), num_steps=len(batches))
+        steps[backend] = make_bare_step(modules[backend], config.trainer.gradient_clip_norm, bf16)
+    step_seconds: dict[str, list[float]] = {backend: [] for backend in modules}
+    loss_seconds: dict[str, list[float]] = {backend: [] for backend in modules}
+    for batch in batches:
+        for backend, module in modules.items():
+            start = time.perf_counter()
+            steps[backend](batch)
+            step_seconds[backend].append(time.perf_counter() - start)
+            emissions = module.acoustic_model(batch.waveforms, batch.waveform_lengths)
+            log_probs = emissions.log_probs.detach().requires_grad_()
+            start = time.perf_counter()
+            leaf = emissions._replace(log_probs=log_probs)
+            losses, _ = module.training_loss(leaf, batch.targets, batch.target_lengths)
+            losses.sum().backward()
+            loss_seconds[backend].append(time.perf_counter() - start)
+    step, loss_alone = (
+        {name: figures(values) for name, values in seconds.items()}
+        for seconds in (step_seconds, loss_seconds)
+    )
+    return {
+        "step": step,
+        "loss": loss_alone,
+        "share": {
+            name: round(loss_alone[name]["median_ms"] / step[name]["median_ms"], 4) for name in modules
+        },
+        "speed_up": round(step["native"]["median_ms"] / step["fused"]["median_ms"], 3),
+        "speed_up_of_minima": round(step["native"]["minimum_ms"] / step["fused"]["minimum_ms"], 3),
+    }
+
+
 def figures(seconds: list[float]) -> dict[str, float]:
     kept = [1000 * value for value in seconds[WARM_UP_STEPS:]]
     return {"median_ms": round(median(kept), 2), "minimum_ms": round(min(kept), 2)}
@@ -155,13 +200,21 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--ctc", action="store_true", help="PyTorch's CTC loss against the fused one")
+    parser.add_argument("--bf16", action="store_true", help="with --ctc: the forward pass under autocast")
     parser.add_argument("overrides", nargs="*", help="options of asr.train, such as model=tiny")
     options = parser.parse_args()
+    if options.bf16 and not options.ctc:
+        parser.error("--bf16 goes with --ctc; the Lightning loop is compared in float32")
     torch.set_num_threads(options.threads)
     train.quieten_libraries()
     with tempfile.TemporaryDirectory() as folder:
         config = compose(options.overrides, folder)
         batches = make_batches(config, options.steps + WARM_UP_STEPS, options.batch_size, options.seconds)
+        if options.ctc:
+            result = vars(options) | measure_ctc(config, batches, options.bf16)
+            sys.stdout.write(json.dumps(result, indent=2) + "\n")
+            return 0
         turns = measure(config, batches, Path(folder))
     lightning, bare = figures(turns.lightning_seconds), figures(turns.bare_seconds)
     pairs = zip(turns.lightning_seconds[WARM_UP_STEPS:], turns.bare_seconds[WARM_UP_STEPS:], strict=True)
