@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from math import prod
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F
 
 from asr.features import length_mask
@@ -121,7 +122,11 @@ class MaskedConv2d(nn.Module):
 
 
 class MaskedBatchNorm(nn.BatchNorm1d):
-    """Batch normalisation of the real frames only: padding neither enters the statistics nor the output."""
+    """Batch normalisation of the real frames only: padding neither enters the statistics nor the output.
+
+    Processes that train together normalise by the statistics of all their frames, as one process with the
+    whole batch would.
+    """
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
         """``(batch, frames, …, channels)`` with ``mask`` ``(batch, frames)``; zero where masked."""
@@ -129,9 +134,28 @@ class MaskedBatchNorm(nn.BatchNorm1d):
         real = mask.flatten().nonzero().squeeze(1)
         picked = frames.index_select(0, real)
         rows = picked.reshape(-1, self.num_features)
-        # One frame alone has no variance: it is normalised as in eval mode.
-        normalised = super().forward(rows) if len(rows) > 1 else self._by_running_statistics(rows)
+        if self.training and distributed.is_initialized():
+            normalised = self._by_statistics_of_all(rows)
+        else:  # one frame alone has no variance: it is normalised as in eval mode
+            normalised = super().forward(rows) if len(rows) > 1 else self._by_running_statistics(rows)
         return torch.zeros_like(frames).index_copy(0, real, normalised.view_as(picked)).view_as(states)
+
+    def _by_statistics_of_all(self, rows: Tensor) -> Tensor:
+        """(``nn.SyncBatchNorm`` does the same, on GPUs only.)"""
+        values = rows.float()
+        count = all_reduce(values.new_tensor(len(values)))
+        mean = all_reduce(values.sum(dim=0)) / count
+        centred = values - mean
+        variance = all_reduce(centred.square().sum(dim=0)) / count
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean.detach(), self.momentum)
+            self.running_var.lerp_(variance.detach() * count / (count - 1).clamp(min=1), self.momentum)
+        return (centred * torch.rsqrt(variance + self.eps) * self.weight + self.bias).to(rows.dtype)
 
     def _by_running_statistics(self, rows: Tensor) -> Tensor:
         return F.batch_norm(
