@@ -21,6 +21,8 @@ from asr.config import (
     BeamLmConfig,
     BiLstmConfig,
     CharTokenizerConfig,
+    ConformerConfig,
+    ConvGluConfig,
     DecoderConfig,
     FeaturesConfig,
     FlashlightConfig,
@@ -41,6 +43,8 @@ from asr.decode.greedy import GreedyDecoder
 from asr.features import LogMel, LogSpectrogram, Mfcc, SpectralFeatures
 from asr.models.acoustic import AcousticModel
 from asr.models.bilstm import BiLstmEncoder
+from asr.models.conformer import ConformerEncoder
+from asr.models.conv_glu import ConvGluEncoder
 from asr.models.encoder import Encoder
 from asr.tokenizer import CharTokenizer, PartialTokenizer, SentencePieceTokenizer, Tokenizer
 
@@ -49,7 +53,11 @@ _FEATURES: Mapping[type[FeaturesConfig], Callable[..., SpectralFeatures]] = {
     MfccConfig: Mfcc,
     SpectrogramConfig: LogSpectrogram,
 }
-_ENCODERS: Mapping[type[ModelConfig], Callable[..., Encoder]] = {BiLstmConfig: BiLstmEncoder}
+_ENCODERS: Mapping[type[ModelConfig], Callable[..., Encoder]] = {
+    BiLstmConfig: BiLstmEncoder,
+    ConformerConfig: ConformerEncoder,
+    ConvGluConfig: ConvGluEncoder,
+}
 
 
 def make_normalise(config: TextConfig) -> Callable[[str], str]:

@@ -274,21 +274,13 @@ class ModelConfig:
 
 
 @dataclass
-class BiLstmConfig(ModelConfig):
-    """2-D convolutional subsampling followed by bidirectional LSTM layers (Deep Speech 2)."""
+class ConvModelConfig(ModelConfig):
+    """What all models begin with: 2-D convolutions that shorten the sequence."""
 
-    kind: str = "bilstm"
     conv_channels: list[int] = field(default_factory=lambda: [32, 32])
     conv_kernels: list[list[int]] = field(default_factory=lambda: [[11, 21], [11, 11]])
     conv_strides: list[list[int]] = field(default_factory=lambda: [[2, 2], [1, 2]])
-    rnn_size: int = 256
-    rnn_layers: int = 3
-    rnn_norm: str = "batch"
     dropout: float = 0.1
-
-    @property
-    def num_layers(self) -> int:
-        return self.rnn_layers
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -310,10 +302,84 @@ class BiLstmConfig(ModelConfig):
             )
         for channels in self.conv_channels:
             check_range("model.conv_channels", channels, at_least=1)
+        check_range("model.dropout", self.dropout, at_least=0, below=1)
+
+
+@dataclass
+class BiLstmConfig(ConvModelConfig):
+    """Bidirectional LSTM layers (Deep Speech 2)."""
+
+    kind: str = "bilstm"
+    rnn_size: int = 256
+    rnn_layers: int = 3
+    rnn_norm: str = "batch"
+
+    @property
+    def num_layers(self) -> int:
+        return self.rnn_layers
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         check_range("model.rnn_size", self.rnn_size, at_least=1)
         check_range("model.rnn_layers", self.rnn_layers, at_least=1)
-        check_range("model.dropout", self.dropout, at_least=0, below=1)
         check_choice("model.rnn_norm", self.rnn_norm, ["batch", "layer", "none"])
+
+
+@dataclass
+class ConformerConfig(ConvModelConfig):
+    """Conformer layers (Gulati et al. 2020)."""
+
+    kind: str = "conformer"
+    size: int = 144
+    num_layers: int = 16
+    num_heads: int = 4
+    feed_forward_size: int = 576
+    kernel_size: int = 31
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("size", "num_layers", "num_heads", "feed_forward_size", "kernel_size"):
+            check_range(f"model.{name}", getattr(self, name), at_least=1)
+        if self.size % self.num_heads:
+            raise ConfigError(
+                f"model.num_heads={self.num_heads} must divide model.size={self.size}: each head gets its share"
+            )
+        if self.kernel_size % 2 == 0:
+            raise ConfigError(
+                f"model.kernel_size={self.kernel_size} must be odd, so that frames stay centred"
+            )
+
+
+@dataclass
+class ConvGluConfig(ConvModelConfig):
+    """Gated convolutions over time (Liptchinsky et al. 2017), dilated as in a time-delay network."""
+
+    kind: str = "conv_glu"
+    size: int = 256
+    kernel_sizes: list[int] = field(default_factory=lambda: [5, 5, 5, 5, 5, 5])
+    dilations: list[int] = field(default_factory=lambda: [1, 1, 2, 2, 4, 4])
+    norm: str = "layer"
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.kernel_sizes)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("model.size", self.size, at_least=1)
+        check_choice("model.norm", self.norm, ["batch", "layer", "none"])
+        if not self.kernel_sizes or len(self.kernel_sizes) != len(self.dilations):
+            raise ConfigError(
+                f"model.kernel_sizes has {len(self.kernel_sizes)} entries and model.dilations "
+                f"{len(self.dilations)}: give one of each per layer, and at least one"
+            )
+        for name in ("kernel_sizes", "dilations"):
+            for value in getattr(self, name):
+                check_range(f"model.{name}", value, at_least=1)
+        if any(size % 2 == 0 for size in self.kernel_sizes):
+            raise ConfigError(
+                f"model.kernel_sizes={self.kernel_sizes} must be odd, so that frames stay centred"
+            )
 
 
 # --------------------------------------------------------------------------- loss, optimizer, schedule
@@ -964,7 +1030,7 @@ class LmConfig:
 KINDS: dict[str, dict[str, type]] = {
     "features": {"logmel": LogMelConfig, "mfcc": MfccConfig, "spectrogram": SpectrogramConfig},
     "tokenizer": {"char": CharTokenizerConfig, "sentencepiece": SentencePieceConfig},
-    "model": {"bilstm": BiLstmConfig},
+    "model": {"bilstm": BiLstmConfig, "conformer": ConformerConfig, "conv_glu": ConvGluConfig},
     "optimizer": {"adam": AdamConfig, "adamw": AdamWConfig, "sgd": SgdConfig},
     "schedule": {
         "constant": ConstantConfig,

@@ -12,7 +12,10 @@ SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "conf" not in path.re
 
 RANKS = {
     0: ["records", "config", "errors", "text"],
-    1: ["audio", "manifest", "tokenizer", "features", "augment", "ctc", "device", "provenance", "english"],
+    1: [
+        *("audio", "manifest", "tokenizer", "features", "augment", "ctc", "device", "parallel", "provenance"),
+        *("english",),
+    ],
     2: ["coach", "corpora", "dataset", "sampler", "models", "decode", "score", "stats", "optim", "firewall"],
     3: [
         *("datamodule", "module", "callbacks", "averaging", "profiling", "recogniser", "warm_start"),

@@ -11,8 +11,9 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_se
 
 from asr.features import LogMel, length_mask
 from asr.models.acoustic import AcousticModel
-from asr.models.bilstm import BiLstm, BiLstmEncoder, MaskedBatchNorm, reversed_order, strided_lengths
+from asr.models.bilstm import BiLstm, BiLstmEncoder, reversed_order
 from asr.models.encoder import Encoder
+from asr.models.layers import MaskedBatchNorm, strided_lengths
 from asr.records import Features
 
 VOCAB_SIZE = 11

@@ -1,0 +1,106 @@
+"""Layers whose output does not depend on the padding: convolution, normalisation."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn import functional as F
+
+from asr.features import length_mask
+
+
+class MaskedConv2d(nn.Module):
+    """Convolution, batch norm, clipped ReLU; frames beyond the length are zero before and after.
+
+    Otherwise the bias of one layer would leak through the next one's kernel from the padding into
+    the last frames of every utterance that is not the longest of its batch.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: Sequence[int], stride: Sequence[int]
+    ) -> None:
+        super().__init__()
+        padding = (kernel[0] // 2, kernel[1] // 2)
+        self.conv = nn.Conv2d(
+            in_channels,
+            out_channels,
+            (kernel[0], kernel[1]),
+            (stride[0], stride[1]),
+            padding=padding,
+            bias=False,
+        )
+        self.norm = MaskedBatchNorm(out_channels)
+        self.time_stride = stride[0]
+
+    def forward(self, states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """``(batch, channels, frames, bins)`` and lengths → the same, strided."""
+        states, lengths = self.conv(states), strided_lengths(lengths, self.time_stride)
+        mask = length_mask(lengths, states.shape[2])
+        states = self.norm(states.movedim(1, -1), mask).movedim(-1, 1)
+        return F.hardtanh(states, 0.0, 20.0), lengths
+
+
+class MaskedBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation of the real frames only: padding neither enters the statistics nor the output.
+
+    Processes that train together normalise by the statistics of all their frames, as one process with the
+    whole batch would.
+    """
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+        """``(batch, frames, …, channels)`` with ``mask`` ``(batch, frames)``; zero where masked."""
+        frames = states.flatten(0, 1)
+        real = mask.flatten().nonzero().squeeze(1)
+        picked = frames.index_select(0, real)
+        rows = picked.reshape(-1, self.num_features)
+        if self.training and distributed.is_initialized():
+            normalised = self._by_statistics_of_all(rows)
+        else:  # one frame alone has no variance: it is normalised as in eval mode
+            normalised = super().forward(rows) if len(rows) > 1 else self._by_running_statistics(rows)
+        return torch.zeros_like(frames).index_copy(0, real, normalised.view_as(picked)).view_as(states)
+
+    def _by_statistics_of_all(self, rows: Tensor) -> Tensor:
+        """(``nn.SyncBatchNorm`` does the same, on GPUs only.)"""
+        values = rows.float()
+        count = all_reduce(values.new_tensor(len(values)))
+        mean = all_reduce(values.sum(dim=0)) / count
+        centred = values - mean
+        variance = all_reduce(centred.square().sum(dim=0)) / count
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean.detach(), self.momentum)
+            self.running_var.lerp_(variance.detach() * count / (count - 1).clamp(min=1), self.momentum)
+        return (centred * torch.rsqrt(variance + self.eps) * self.weight + self.bias).to(rows.dtype)
+
+    def _by_running_statistics(self, rows: Tensor) -> Tensor:
+        return F.batch_norm(
+            rows, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+        )
+
+
+class FrameNorm(nn.Module):
+    """Layer normalisation of each frame (or nothing), with the mask argument of its batch sibling."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        return self.norm(states)
+
+
+def make_norm(kind: str, size: int) -> nn.Module:
+    """``batch``, ``layer`` or ``none``; all are called with ``(states, mask)``."""
+    if kind == "batch":
+        return MaskedBatchNorm(size)
+    return FrameNorm(nn.LayerNorm(size) if kind == "layer" else nn.Identity())
+
+
+def strided_lengths(lengths: Tensor, stride: int) -> Tensor:
+    """Output size of an odd, centre-padded convolution: ``ceil(length / stride)``."""
+    return torch.div(lengths - 1, stride, rounding_mode="floor") + 1
