@@ -951,7 +951,11 @@ class PrepareConfig:
     num_speakers: int | None = None
 
     def __post_init__(self) -> None:
-        check_choice("corpus", self.corpus, ["demo", "an4", "fsdd", "librispeech", "ljspeech", "folder"])
+        check_choice(
+            "corpus",
+            self.corpus,
+            ["demo", "an4", "fsdd", "librispeech", "ljspeech", "folder", "lhotse"],
+        )
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from operator import eq
 
 import torch
 from torch import Tensor
@@ -11,7 +12,6 @@ from torch.utils.data import Dataset
 
 from asr.audio import AudioInfo, audio_info, load_audio
 from asr.augment import WaveformAugmenter
-from asr.ctc import min_frames
 from asr.errors import AudioError
 from asr.records import Batch, Problem, Utterance
 from asr.sampler import Pick
@@ -131,8 +131,8 @@ def unlearnable_reason(
 
 
 def num_label_frames(target: Sequence[int]) -> int:
-    """Fewest emission frames that CTC needs for these labels."""
-    return int(min_frames(torch.tensor([list(target)]), torch.tensor([len(target)]))[0])
+    """What ``asr.ctc.min_frames`` counts, for one utterance: without tensors, since there may be millions."""
+    return len(target) + sum(map(eq, target, target[1:]))
 
 
 def select_readable(
@@ -243,11 +243,15 @@ class SpeechDataset(Dataset[Batch]):
 
 
 def load_utterance(utterance: Utterance, sample_rate: int) -> Tensor:
-    """``(samples,)`` of one utterance at the model's rate.
+    """``(samples,)`` of one utterance at the model's rate; see :func:`load_segment`."""
+    return load_segment(utterance, audio_info(utterance.audio_path), sample_rate)
+
+
+def load_segment(utterance: Utterance, info: AudioInfo, sample_rate: int) -> Tensor:
+    """``(samples,)`` of one utterance, with what its file's header says.
 
     A manifest's duration is rounded; the file's own end counts when the two agree within the tolerance.
     """
-    info = audio_info(utterance.audio_path)
     to_end = info.duration_seconds - utterance.offset_seconds
     reaches_end = utterance.duration_seconds >= to_end - DURATION_TOLERANCE_SECONDS
     return load_audio(

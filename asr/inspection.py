@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asr.audio import AudioInfo, audio_info, describe_problems
-from asr.dataset import load_utterance, segment_problem
+from asr.dataset import load_segment, segment_problem
 from asr.errors import AudioError, NotFiniteAudioError
 from asr.records import Problem, Utterance
 
@@ -138,7 +138,7 @@ def _inspect(utterance: Utterance, header: Callable[[Path], AudioInfo], decode: 
     if not decode:
         return _Inspected(info, b"", [])
     try:
-        waveform = load_utterance(utterance, info.sample_rate)
+        waveform = load_segment(utterance, info, info.sample_rate)
     except NotFiniteAudioError as error:
         return _Inspected(info, b"", [Problem("not_finite", str(error))])
     except AudioError as error:

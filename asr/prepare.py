@@ -16,7 +16,7 @@ from rich.table import Table
 
 from asr import cli
 from asr.config import PrepareConfig
-from asr.corpora import an4, collect, folder, fsdd, librispeech, ljspeech
+from asr.corpora import an4, collect, folder, fsdd, lhotse, librispeech, ljspeech
 from asr.corpora.collect import SPLITS, Exclusion, PreparedCorpus
 from asr.corpora.download import Archive, obtain
 from asr.corpora.splits import shared_speakers_notes
@@ -34,6 +34,7 @@ _READERS: Mapping[str, Callable[..., PreparedCorpus]] = {
     "librispeech": librispeech.prepare,
     "ljspeech": ljspeech.prepare,
     "folder": folder.prepare,
+    "lhotse": lhotse.prepare,
 }
 # Options of this command itself; all others belong to a corpus.
 _COMMON_OPTIONS = frozenset({"corpus", "source", "output", "download_dir", "mirror"})
@@ -175,7 +176,7 @@ def _source(config: PrepareConfig, progress: collect.Progress) -> Path:
     source = Path(config.source).expanduser()
     if not source.exists():
         raise ManifestError(f"source={config.source} does not exist: correct it, or leave it out to download")
-    if source.is_file() and config.corpus != "folder":
+    if source.is_file() and config.corpus not in {"folder", "lhotse"}:
         raise ManifestError(f"source={config.source} is a file: give the folder that holds the corpus")
     return source
 
@@ -183,6 +184,8 @@ def _source(config: PrepareConfig, progress: collect.Progress) -> Path:
 def _archives(config: PrepareConfig) -> Sequence[Archive]:
     if config.corpus == "folder":
         raise ConfigError("corpus=folder needs source=: a folder, or a table (JSONL, CSV, TSV)")
+    if config.corpus == "lhotse":
+        raise ConfigError("corpus=lhotse needs source=: a CutSet, or a folder of lhotse's manifests")
     if config.corpus == "librispeech":
         return librispeech.archives(config.subsets)
     return {"an4": an4.ARCHIVES, "fsdd": fsdd.ARCHIVES, "ljspeech": ljspeech.ARCHIVES}[config.corpus]
@@ -265,7 +268,7 @@ def _write_excluded(path: Path, excluded: Sequence[Exclusion]) -> None:
 
 def _next_command(config: PrepareConfig, corpus: PreparedCorpus) -> str:
     output = Path(config.output)
-    if config.corpus != "folder" and output == Path("data") / config.corpus:
+    if config.corpus not in {"folder", "lhotse"} and output == Path("data") / config.corpus:
         has_preset = (Path(cli.CONFIG_DIR) / "experiment" / f"{config.corpus}.yaml").is_file()
         return f"python -m asr.train {'experiment' if has_preset else 'data'}={config.corpus}"
     paths = [f"data.{split}={_manifest_path(output, split)}" for split in SPLITS if corpus.splits.get(split)]

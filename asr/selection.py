@@ -125,25 +125,30 @@ def select_split(
     config: TrainConfig, split: str, readable: Selection, tokenizer: Tokenizer, acoustic_model: AcousticModel
 ) -> Selection:
     """Train: what can be learned from, at the fastest speed perturbation. Others: all that can be scored."""
-    if split == "train":
-        fastest = max(config.augment.speed_factors)
-        return select_learnable(
-            readable, unlearnable(config.data, tokenizer, acoustic_model, fastest), tokenizer
-        )
-    return select_scorable(readable, unlearnable(config.data, tokenizer, acoustic_model, 1.0), tokenizer)
+    speed = max(config.augment.speed_factors) if split == "train" else 1.0
+    reasons = unlearnable(config.data, tokenizer, acoustic_model, speed, readable.examples)
+    select = select_learnable if split == "train" else select_scorable
+    return select(readable, reasons, tokenizer)
 
 
 def unlearnable(
-    data: DataConfig, tokenizer: Tokenizer, acoustic_model: AcousticModel, speed: float
+    data: DataConfig,
+    tokenizer: Tokenizer,
+    acoustic_model: AcousticModel,
+    speed: float,
+    examples: Sequence[Example],
 ) -> Callable[[Example], Problem | None]:
-    """Why an example cannot be learned from at this speed perturbation, or None."""
+    """Why one of ``examples`` cannot be learned from at this speed perturbation, or None."""
     rate = acoustic_model.features.sample_rate
-
-    def num_frames(seconds: float) -> int:
-        num_samples = math.ceil(seconds_to_samples(seconds, rate) / speed)
-        return int(acoustic_model.output_lengths(torch.tensor([num_samples]))[0])
+    durations = sorted({example.utterance.duration_seconds for example in examples})
+    num_samples = [math.ceil(seconds_to_samples(seconds, rate) / speed) for seconds in durations]
+    num_frames = dict(
+        zip(durations, acoustic_model.output_lengths(torch.tensor(num_samples)).tolist(), strict=True)
+    )
 
     def reason(example: Example) -> Problem | None:
-        return unlearnable_reason(example, tokenizer, data.min_seconds, data.max_seconds, num_frames)
+        return unlearnable_reason(
+            example, tokenizer, data.min_seconds, data.max_seconds, num_frames.__getitem__
+        )
 
     return reason

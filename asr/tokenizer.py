@@ -111,7 +111,9 @@ class Tokenizer(ABC):
 
     def unknown_characters(self, text: str) -> Counter[str]:
         """Return the characters of ``text`` that have no token, with their counts."""
-        return Counter(character for character in _single_spaced(text) if not self._knows(character))
+        text = _single_spaced(text)
+        unknown = {character for character in set(text) if not self._knows(character)}
+        return Counter(character for character in text if character in unknown) if unknown else Counter()
 
     @property
     def fingerprint(self) -> str:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 import asr.dataset
 from asr.audio import load_audio
 from asr.augment import WaveformAugmenter
+from asr.ctc import min_frames
 from asr.dataset import (
     DURATION_TOLERANCE_SECONDS,
     Example,
@@ -240,6 +241,7 @@ def test_reasons_not_to_learn() -> None:
 def test_labels_and_repeats_need_frames_to_the_exact_count(text: str, needed: int) -> None:
     target = TOKENIZER.encode(text)
     assert num_label_frames(target) == needed
+    assert int(min_frames(torch.tensor([target]), torch.tensor([len(target)]))) == needed
     assert reason_for(text, num_frames=lambda seconds: needed) is None
     refused = reason_for(text, num_frames=lambda seconds: needed - 1)
     assert refused == (
