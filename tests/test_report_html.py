@@ -198,6 +198,14 @@ def test_training_curves_are_means_over_epochs(tmp_path: Path) -> None:
     lines = [node.get("points") for node in page.iter("{http://www.w3.org/2000/svg}polyline")]
     assert lines[0] == "0.00,0.00 100.00,50.00"  # loss 4 and 2 on an axis up to 4
     assert lines[2] == "0.00,0.00 100.00,75.00"  # WER 80 % and 20 % on an axis up to 80 %
+    svg = "{http://www.w3.org/2000/svg}"
+    loss, rate = (
+        [(text.get("y"), text.text) for text in node.iter(f"{svg}text") if text.get("class") == "y"]
+        for node in page.iter(f"{svg}svg")
+        if node.get("class") == "rules"
+    )
+    assert loss == [("100.0%", "0"), ("75.0%", "1"), ("50.0%", "2"), ("25.0%", "3"), ("0.0%", "4")]
+    assert rate[-1] == ("0.0%", "80")
     without = parse(render_page(make_report(), Examination()))
     assert not list(without.iter("{http://www.w3.org/2000/svg}polyline"))
 
@@ -453,7 +461,7 @@ def test_all_rows_come_when_asked_for(opened: Browser) -> None:
     for _ in range(3):
         opened.run("document.getElementById('more').click()")
     assert len(ids(opened)) == 150
-    assert opened.run("document.getElementById('more').hidden")
+    assert opened.run("getComputedStyle(document.getElementById('more')).display") == "none"
 
 
 def test_tables_filter_the_list(opened: Browser) -> None:

@@ -39,8 +39,8 @@ _MEANINGS: dict[Cause, str] = {
 }
 _FIELD_NAMES = {
     "duration_seconds": "duration (s)",
-    "reference_words": "words in the reference",
-    "words_per_second": "speaking rate (words/s)",
+    "reference_words": "length (words)",
+    "words_per_second": "rate (words/s)",
 }
 _BLANK = "–"
 
@@ -151,13 +151,16 @@ def _facts(report: EvaluationReport) -> Iterator[tuple[str, str]]:
         yield name, _file_line(provenance.get(name))
     yield "tokenizer", _hash_line(provenance.get("tokenizer_sha256")) or _BLANK
     decoder = _mapping(provenance.get("decoder"))
-    yield "decoder", ", ".join(f"{name}={_plain(value)}" for name, value in decoder.items()) or _BLANK
+    given = {name: value for name, value in decoder.items() if value not in (None, [], "")}
+    yield "decoder", ", ".join(f"{name}={value}" for name, value in given.items()) or _BLANK
     for name, file in _mapping(provenance.get("decoder_files")).items():
         yield f"decoder.{name}", _file_line(file)
     yield "decoder weights", _plain(_mapping(provenance.get("decoder_weights")).get("text")) or "not recorded"
     yield "normaliser", report.normaliser
     yield "code", _plain(provenance.get("git_revision")) or "not from a checkout"
-    yield "machine", ", ".join(filter(None, (_plain(provenance.get(name)) for name in ("machine", "gpu"))))
+    gpu = _plain(provenance.get("gpu"))
+    machine = (_plain(provenance.get("machine")), "no GPU" if gpu == "none" else gpu)
+    yield "machine", ", ".join(filter(None, machine)) or _BLANK
     versions = _mapping(provenance.get("packages")).items()
     yield "packages", ", ".join(f"{name} {version}" for name, version in versions) or _BLANK
     yield "speed", f"{report.audio_seconds:.1f} s of audio in {report.decode_seconds:.1f} s"
@@ -331,8 +334,8 @@ class Curve(NamedTuple):
 class Plot:
     title: str
     curves: tuple[Curve, ...]
-    vertical: tuple[tuple[float, str], ...]
-    horizontal: tuple[tuple[float, str], ...]
+    heights: tuple[tuple[float, str], ...]
+    epochs: tuple[tuple[float, str], ...]
     marked: float | None
 
 
