@@ -44,7 +44,7 @@ def main() -> int:
         sys.stdout.write(f"  {100 * report['wer']:.2f} %  (95 % interval {low:.2f}–{high:.2f})  {name}\n")
     minutes = (time.monotonic() - started) / 60
     sys.stdout.write(
-        f"all of it took {minutes:.1f} minutes; open {output / 'report.html'} in a browser: every error, to hear and see\n"
+        f"all of it took {minutes:.1f} minutes; every error, to hear and see: {output / 'report.html'}\n"
         "next: README.md, 'Train on your own recordings'\n"
     )
     return 0
