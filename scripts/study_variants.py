@@ -161,12 +161,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--missing", type=float, default=0.3, help="share of words taken out")
-    parser.add_argument("--only", nargs="*", help="names of variants to train")
+    parser.add_argument(
+        "--only", nargs="*", choices=[variant.name for variant in VARIANTS], help="variants to train"
+    )
     parser.add_argument("--lock", type=Path, help="hold this file's lock during each run (flock)")
     parser.add_argument("--table", action="store_true", help="no training, only the table of what is done")
     options = parser.parse_args()
     damage(options.missing, options.output)
-    chosen = [variant for variant in VARIANTS if options.only is None or variant.name in options.only]
+    by_name = {variant.name: variant for variant in VARIANTS}
+    chosen = [by_name[name] for name in options.only or by_name]
     plan = [(seed, variant) for seed in options.seeds for variant in chosen]
     for seed, variant in [] if options.table else track(plan, console=Console(stderr=True)):
         run_dir = options.output / f"{variant.name}-{seed}"
