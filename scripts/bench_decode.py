@@ -3,14 +3,21 @@
 Every decoder runs in one process on one thread, turn about; medians of CPU time per utterance are
 compared. What is not installed is left out, and the output says so. The others, for example:
 
-    pip install --target PEERS --no-deps fast-ctc-decode pyctcdecode pygtrie flashlight-text kenlm
+    pip install --target PEERS --no-deps fast-ctc-decode pyctcdecode pygtrie flashlight-text
     PYTHONPATH=PEERS python scripts/bench_decode.py --checkpoint best.ckpt --manifest dev.jsonl --arpa lm.arpa
 
-Three comparisons: greedy decoding against batched PyTorch; prefix search without a language model against
-fast-ctc-decode and pyctcdecode, with the share of equal texts; and, given ``--arpa``, word n-grams with a
-closed vocabulary against flashlight with KenLM. In the last one each side tries the same grid of weights,
-beam widths and thresholds, and the fastest setting of ours is named that makes no more errors than each
-of theirs. ``--output`` writes it all as JSON.
+- greedy decoding against batched PyTorch;
+- prefix search without a language model against fast-ctc-decode and pyctcdecode. fast-ctc-decode drops
+  tokens below an absolute probability, ours below a share of the frame's likeliest: "same cut" gives
+  both the same tokens, and the texts must be the same;
+- given ``--arpa``, word n-grams with a closed vocabulary against flashlight with KenLM. Each side tries
+  its own grid of weights, beam widths and cuts. For every setting of flashlight that no other of its
+  settings beats in both speed and errors, the fastest of ours that makes no more errors is named;
+- with ``--pipeline``, what a search beside the forward pass costs: recordings per second end to end, of
+  greedy decoding and of beam search with the model of ``--arpa``;
+- the first call in a new process.
+
+``--output`` writes it all as JSON.
 """
 
 import argparse
@@ -32,20 +39,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from asr.audio import load_audio
 from asr.checkpoint import load_recogniser, resolve
-from asr.config import GreedyConfig
+from asr.config import BeamConfig, BeamLmConfig, DecoderConfig, GreedyConfig
+from asr.dataset import load_utterance
 from asr.decode.beam import BeamDecoder, Pruning
 from asr.decode.greedy import GreedyDecoder
 from asr.decode.lexicon import Lexicon
 from asr.decode.ngram import NgramModel
 from asr.decode.scorer import Scorer, Weights
+from asr.device import choose_device
 from asr.manifest import read_manifest
+from asr.pipeline import recognise_batches
+from asr.recogniser import Recogniser
 from asr.records import Emissions
+from asr.sampler import batches_by_length
 from asr.score import count_words, total
 from asr.tokenizer import CharTokenizer, Tokenizer
 
 Texts = list[str]
+SLOW_MILLISECONDS = 3000.0
 LETTERS = " abcdefghijklmnopqrstuvwxyz'"
 
 
@@ -63,12 +75,7 @@ def recognised(checkpoint: Path, manifest: Path) -> Speech:
     recogniser = load_recogniser(resolve(checkpoint), GreedyConfig(), torch.device("cpu"))
     emissions, references = [], []
     for utterance in read_manifest(manifest):
-        waveform = load_audio(
-            utterance.audio_path,
-            recogniser.sample_rate,
-            offset_seconds=utterance.offset_seconds,
-            duration_seconds=utterance.duration_seconds,
-        )
+        waveform = load_utterance(utterance, recogniser.sample_rate)
         log_probs, lengths = recogniser.emissions([waveform])
         emissions.append(log_probs[0, : int(lengths[0])].float().numpy().copy())
         references.append(recogniser.normalise(utterance.text))
@@ -103,14 +110,23 @@ class Measured:
 
 
 def measure(decoders: dict[str, Callable[[], Texts]], speech: Speech, repeats: int) -> dict[str, Measured]:
-    """Every decoder once to warm up, then ``repeats`` times, turn about."""
-    texts = {name: [" ".join(text.split()) for text in decode()] for name, decode in decoders.items()}
-    times: dict[str, list[float]] = {name: [] for name in decoders}
+    """Every decoder once to warm up, then ``repeats`` times, turn about; very slow ones only once."""
+    texts: dict[str, Texts] = {}
+    times: dict[str, list[float]] = {}
+
+    def run(name: str) -> None:
+        started = time.process_time()
+        texts[name] = [" ".join(text.split()) for text in decoders[name]()]
+        times.setdefault(name, []).append((time.process_time() - started) / len(speech.emissions) * 1e3)
+
+    for name in decoders:
+        run(name)
+    is_slow = {name: times[name][0] * len(speech.emissions) > SLOW_MILLISECONDS for name in decoders}
+    times = {name: times[name] if is_slow[name] else [] for name in decoders}
     for _ in range(repeats):
-        for name, decode in decoders.items():
-            started = time.process_time()
-            decode()
-            times[name].append((time.process_time() - started) / len(speech.emissions) * 1e3)
+        for name in decoders:
+            if not is_slow[name]:
+                run(name)
     return {
         name: Measured(
             name, statistics.median(times[name]), word_error_rate(speech.references, texts[name]), texts[name]
@@ -166,30 +182,48 @@ def compare_greedy(speech: Speech, repeats: int) -> dict[str, Any]:
 # --------------------------------------------------------------------------- without a language model
 
 
+@dataclass
+class Cut:
+    """Tokens less probable than ``probability`` are dropped, by all sides or as each of them does it."""
+
+    name: str
+    probability: float
+    is_same: bool
+
+
+CUTS = [
+    Cut("no cut", 0.0, True),
+    Cut("same cut", math.exp(-5.0), True),
+    Cut("own cut", math.exp(-5.0), False),
+]
+
+
 def compare_plain(speech: Speech, repeats: int) -> dict[str, Any]:
     results = {}
-    for beam_width in (50, 100):
-        decoders = {"ours": plain(speech, beam_width, with_times=False)}
-        decoders["ours, with times"] = plain(speech, beam_width, with_times=True)
-        decoders |= plain_peers(speech, beam_width)
+    for beam_width, cut in itertools.product((50, 100), CUTS):
+        decoders = {"ours": plain(speech, beam_width, cut)}
+        decoders |= plain_peers(speech, beam_width, cut)
         found = measure(decoders, speech, repeats)
-        results[f"beam {beam_width}"] = report(found, against="ours")
+        results[f"beam {beam_width}, {cut.name}"] = report(found, against="ours")
     return results
 
 
-def plain(speech: Speech, beam_width: int, *, with_times: bool) -> Callable[[], Texts]:
-    decoder = BeamDecoder(speech.tokenizer, 0.04, pruning=Pruning(beam_width, 15.0, 5.0), num_threads=1)
-    if not with_times:
+def plain(speech: Speech, beam_width: int, cut: Cut) -> Callable[[], Texts]:
+    tokenizer = speech.tokenizer
+    pruning = Pruning.none(beam_width) if cut.is_same else Pruning(beam_width, 15.0, 5.0)
+    decoder = BeamDecoder(tokenizer, 0.04, pruning=pruning, num_threads=1)
+    if not (cut.is_same and cut.probability):
         return lambda: [
-            speech.tokenizer.decode(decoder.search(frames, 1)[0].token_ids) for frames in speech.emissions
+            tokenizer.decode(decoder.search(frames, 1)[0].token_ids) for frames in speech.emissions
         ]
-    batches = [
-        Emissions(torch.from_numpy(frames)[None], torch.tensor([len(frames)])) for frames in speech.emissions
+    least, never = np.float32(math.log(cut.probability)), np.float32(-np.inf)
+    return lambda: [
+        tokenizer.decode(decoder.search(np.where(frames >= least, frames, never), 1)[0].token_ids)
+        for frames in speech.emissions
     ]
-    return lambda: [decoder.decode(batch)[0].text for batch in batches]
 
 
-def plain_peers(speech: Speech, beam_width: int) -> dict[str, Callable[[], Texts]]:
+def plain_peers(speech: Speech, beam_width: int, cut: Cut) -> dict[str, Callable[[], Texts]]:
     peers: dict[str, Callable[[], Texts]] = {}
     labels, blank = speech.tokenizer.tokens, speech.tokenizer.blank_id
     if find_spec("fast_ctc_decode") and blank == 0:
@@ -198,9 +232,9 @@ def plain_peers(speech: Speech, beam_width: int) -> dict[str, Callable[[], Texts
         alphabet = "_" + "".join(labels[1:])
         probs = [np.exp(frames) for frames in speech.emissions]
         peers["fast-ctc-decode"] = lambda: [
-            fast_ctc_decode.beam_search(frames, alphabet, beam_width, math.exp(-5.0))[0] for frames in probs
+            fast_ctc_decode.beam_search(frames, alphabet, beam_width, cut.probability)[0] for frames in probs
         ]
-    if find_spec("pyctcdecode"):
+    if find_spec("pyctcdecode") and not cut.is_same:  # with the cuts that it comes with
         import pyctcdecode
 
         decoder = pyctcdecode.build_ctcdecoder(
@@ -215,94 +249,153 @@ def plain_peers(speech: Speech, beam_width: int) -> dict[str, Callable[[], Texts
 # --------------------------------------------------------------------------- with a language model
 
 
+MakeDecoder = Callable[[float, float, int, float, float], Callable[[], Texts]]
+"""alpha, beta, beam width, score gap and one more cut of the side's own → a decoder."""
+
+
 def compare_lm(speech: Speech, arpa: Path, repeats: int) -> dict[str, Any]:
-    """Both sides over the same grid: the weights first, then width and threshold at their best weights."""
+    """Each side over its grid: the weights first, then width and cuts at its best weights."""
     words = sorted(set(NgramModel.load(arpa).vocabulary) - {"<unk>", "<s>", "</s>"})
-    sides: dict[str, Callable[..., Callable[[], Texts]]] = {"ours": ours_with_lm(speech, arpa, words)}
+    sides: dict[str, tuple[MakeDecoder, str, tuple[float, ...]]] = {
+        "ours": (ours_with_lm(speech, arpa, words), "token gap", (4.0, 6.0, 8.0))
+    }
     if find_spec("flashlight"):
-        sides["flashlight"] = flashlight_with_kenlm(speech, arpa, words)
-    points = {}
-    for side, make in sides.items():
-        weights = min(
+        most = float(speech.tokenizer.vocab_size)
+        sides["flashlight"] = (flashlight_with_kenlm(speech, arpa), "tokens", (most / 4, most / 2, most))
+    points: dict[str, Callable[[], Texts]] = {}
+    for side, (make, cut_name, cuts) in sides.items():
+        alpha, beta = min(
             itertools.product((0.3, 0.5, 0.8), (0.0, 0.75, 1.5, 3.0)),
-            key=lambda pair: word_error_rate(speech.references, make(*pair, 50, 12.0)()),
+            key=lambda pair: word_error_rate(speech.references, make(*pair, 50, 12.0, cuts[-1])()),
         )
-        for width, gap in itertools.product((10, 20, 50, 100), (6.0, 8.0, 12.0)):
-            name = f"{side} alpha {weights[0]} beta {weights[1]} width {width} gap {gap:g}"
-            points[name] = make(*weights, width, gap)
+        for width, gap, cut in itertools.product((10, 20, 50, 100, 200), (6.0, 8.0, 12.0), cuts):
+            name = f"{side} alpha {alpha} beta {beta} width {width} gap {gap:g} {cut_name} {cut:g}"
+            points[name] = make(alpha, beta, width, gap, cut)
     found = measure(points, speech, repeats)
-    result = report(found)
     ours = [point for name, point in found.items() if name.startswith("ours")]
-    for name, peer in found.items():
+    theirs = unbeaten([point for name, point in found.items() if name.startswith("flashlight")])
+    result = report({point.name: point for point in unbeaten(ours) + theirs})
+    ratios = []
+    for peer in theirs:
         as_good = [point for point in ours if point.word_error_rate <= peer.word_error_rate]
-        if name.startswith("flashlight") and as_good:
+        if as_good:
             fastest = min(as_good, key=lambda point: point.milliseconds)
-            result[name] |= {
+            ratios.append(peer.milliseconds / fastest.milliseconds)
+            result[peer.name] |= {
                 "ours at no more errors": fastest.name,
-                "times faster": round(peer.milliseconds / fastest.milliseconds, 2),
+                "times faster": round(ratios[-1], 2),
             }
+    if theirs:
+        result["matched"] = {
+            "settings of flashlight": len(theirs),
+            "of these reached": len(ratios),
+            "times faster, least": round(min(ratios), 2) if ratios else None,
+            "times faster, median": round(statistics.median(ratios), 2) if ratios else None,
+        }
     return result
 
 
-def ours_with_lm(speech: Speech, arpa: Path, words: Sequence[str]) -> Callable[..., Callable[[], Texts]]:
+def unbeaten(points: list[Measured]) -> list[Measured]:
+    """Those that no other one beats in time without making more errors."""
+    kept: list[Measured] = []
+    for point in sorted(points, key=lambda point: (point.milliseconds, point.word_error_rate)):
+        if not kept or point.word_error_rate < kept[-1].word_error_rate:
+            kept.append(point)
+    return kept
+
+
+def ours_with_lm(speech: Speech, arpa: Path, words: Sequence[str]) -> MakeDecoder:
     lm, lexicon = NgramModel.load(arpa), Lexicon.build(words, speech.tokenizer, str(arpa))
 
-    def make(alpha: float, beta: float, width: int, gap: float) -> Callable[[], Texts]:
+    def make(alpha: float, beta: float, width: int, gap: float, token_gap: float) -> Callable[[], Texts]:
         scorer = Scorer(
             speech.tokenizer, lexicon=lexicon, vocabulary="closed", lm=lm, weights=Weights(alpha, beta)
         )
-        pruning = Pruning(width, score_gap=gap, token_gap=8.0)
-        decoder = BeamDecoder(speech.tokenizer, 0.04, pruning=pruning, scorer=scorer, num_threads=1)
-        return lambda: [
-            speech.tokenizer.decode(decoder.search(frames, 1)[0].token_ids) for frames in speech.emissions
-        ]
+        pruning = Pruning(width, score_gap=gap, token_gap=token_gap)
+        return searching(
+            BeamDecoder(speech.tokenizer, 0.04, pruning=pruning, scorer=scorer, num_threads=1), speech
+        )
 
     return make
 
 
-def flashlight_with_kenlm(
-    speech: Speech, arpa: Path, words: Sequence[str]
-) -> Callable[..., Callable[[], Texts]]:
-    from flashlight.lib.text import decoder as flashlight
-    from flashlight.lib.text.decoder.kenlm import KenLM
-    from flashlight.lib.text.dictionary import Dictionary, create_word_dict
+def flashlight_with_kenlm(speech: Speech, arpa: Path) -> MakeDecoder:
+    from asr.decode.flashlight import FlashlightDecoder, make_search
 
-    tokens = Dictionary(["|" if token == " " else token for token in speech.tokenizer.tokens])
-    entries = create_word_dict({**{word: [] for word in words}, "<unk>": []})
-    lm = KenLM(str(arpa), entries)
-    space, blank = tokens.get_index("|"), speech.tokenizer.blank_id
-    trie = flashlight.Trie(tokens.index_size(), space)
-    start = lm.start(False)
-    for word in words:
-        spelling = [tokens.get_index(character) for character in word] + [space]
-        index = entries.get_index(word)
-        trie.insert(spelling, index, lm.score(start, index)[1])
-    trie.smear(flashlight.SmearingMode.MAX)
-    frames_of = [np.ascontiguousarray(frames) for frames in speech.emissions]
-
-    def make(alpha: float, beta: float, width: int, gap: float) -> Callable[[], Texts]:
-        options = flashlight.LexiconDecoderOptions(
-            beam_size=width,
-            beam_size_token=tokens.index_size(),
-            beam_threshold=gap,
-            lm_weight=alpha * math.log(10),
-            word_score=beta,
-            unk_score=-math.inf,
-            sil_score=0.0,
-            log_add=True,
-            criterion_type=flashlight.CriterionType.CTC,
+    def make(alpha: float, beta: float, width: int, gap: float, max_tokens: float) -> Callable[[], Texts]:
+        search = make_search(
+            speech.tokenizer,
+            beam_width=width,
+            score_gap=gap,
+            max_tokens=int(max_tokens),
+            lm_path=str(arpa),
+            alpha=alpha,
+            beta=beta,
         )
-        searcher = flashlight.LexiconDecoder(
-            options, trie, lm, space, blank, entries.get_index("<unk>"), [], False
-        )
-
-        def decode() -> Texts:
-            best = (searcher.decode(frames.ctypes.data, *frames.shape)[0] for frames in frames_of)
-            return [" ".join(entries.get_entry(word) for word in one.words if word >= 0) for one in best]
-
-        return decode
+        return searching(FlashlightDecoder(speech.tokenizer, 0.04, search), speech)
 
     return make
+
+
+def searching(decoder: Any, speech: Speech) -> Callable[[], Texts]:
+    """The search alone: no word times on either side."""
+    return lambda: [
+        speech.tokenizer.decode(decoder.search(frames, 1)[0].token_ids) for frames in speech.emissions
+    ]
+
+
+# --------------------------------------------------------------------------- beside the forward pass
+
+
+def compare_pipeline(
+    checkpoint: Path, manifest: Path, arpa: Path | None, repeats: int, threads: int
+) -> dict[str, Any]:
+    """Utterances per second of ``asr.pipeline``, audio in memory; ``one by one``: nothing at once."""
+    device = choose_device("auto")
+    decoders: dict[str, DecoderConfig] = {"greedy": GreedyConfig(), "beam": BeamConfig()}
+    if arpa is not None:
+        decoders["beam and language model"] = BeamLmConfig(lm=str(arpa))
+    recognisers = {
+        name: load_recogniser(resolve(checkpoint), decoder, device) for name, decoder in decoders.items()
+    }
+    rate = recognisers["greedy"].sample_rate
+    utterances = read_manifest(manifest)
+    audio = [load_utterance(utterance, rate) for utterance in utterances]
+    batches = batches_by_length([len(one) / rate for one in audio], max_utterances=16, max_seconds=120.0)
+
+    def at_once(recogniser: Recogniser) -> None:
+        for _ in recognise_batches(recogniser, batches, audio.__getitem__, str):
+            pass
+
+    def one_by_one(recogniser: Recogniser) -> None:
+        for batch in batches:
+            recogniser.recognise([audio[index] for index in batch])
+
+    ways = {"at once": at_once, "one by one": one_by_one}
+    seconds: dict[tuple[str, str], list[float]] = {}
+    torch.set_num_threads(threads)
+    for repeat in range(repeats + 1):
+        for (name, recogniser), (way, run) in itertools.product(recognisers.items(), ways.items()):
+            started = time.perf_counter()
+            run(recogniser)
+            if repeat:  # the first time is to warm up
+                seconds.setdefault((name, way), []).append(time.perf_counter() - started)
+    torch.set_num_threads(1)
+    rates = {key: len(audio) / statistics.median(values) for key, values in seconds.items()}
+    return {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {threads} threads",
+        "million parameters": round(
+            sum(one.numel() for one in recognisers["greedy"].acoustic_model.parameters()) / 1e6, 2
+        ),
+        "batches": len(batches),
+        **{
+            name: {
+                **{f"{way}, utterances per second": round(rates[name, way], 2) for way in ways},
+                "at once, share of greedy": round(rates[name, "at once"] / rates["greedy", "at once"], 3),
+            }
+            for name in recognisers
+        },
+    }
 
 
 # --------------------------------------------------------------------------- first call, output
@@ -352,9 +445,12 @@ def report(found: dict[str, Measured], against: str | None = None) -> dict[str, 
             "WER": round(measured.word_error_rate, 4),
         }
         if against is not None:
-            same = np.mean([a == b for a, b in zip(measured.texts, found[against].texts, strict=True)])
+            num_same = sum(a == b for a, b in zip(measured.texts, found[against].texts, strict=True))
             ratio = measured.milliseconds / found[against].milliseconds
-            results[name] |= {f"times {against}": round(ratio, 2), "same text": round(float(same), 4)}
+            results[name] |= {
+                f"times {against}": round(ratio, 2),
+                "same text": f"{num_same} of {len(measured.texts)}",
+            }
     return results
 
 
@@ -370,11 +466,20 @@ def main() -> int:
     parser.add_argument("--arpa", type=Path, help="word n-gram model; leaves out the comparison when missing")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--utterances", type=int, default=60, help="how many of each set")
+    parser.add_argument("--pipeline", action="store_true", help="measure the pipeline alone")
+    parser.add_argument("--threads", type=int, default=2, help="of PyTorch, for --pipeline on a CPU")
     parser.add_argument("--output", type=Path, help="JSON file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if (arguments.checkpoint is None) != (arguments.manifest is None):
         parser.error("--checkpoint and --manifest go together")
+    if arguments.pipeline:
+        if arguments.checkpoint is None:
+            parser.error("--pipeline needs --checkpoint and --manifest")
+        pipeline = compare_pipeline(
+            arguments.checkpoint, arguments.manifest, arguments.arpa, arguments.repeats, arguments.threads
+        )
+        return write({"pipeline": pipeline}, arguments.output)
     texts = ["one two three four five"] * arguments.utterances
     sets = []
     if arguments.checkpoint is not None:
@@ -400,9 +505,13 @@ def main() -> int:
     results["first call"] = first_call(
         sets[0], Path.cwd() if arguments.output is None else arguments.output.parent
     )
+    return write(results, arguments.output)
+
+
+def write(results: dict[str, Any], output: Path | None) -> int:
     text = json.dumps(results, indent=1, ensure_ascii=False)
-    if arguments.output is not None:
-        arguments.output.write_text(text + "\n", encoding="utf-8")
+    if output is not None:
+        output.write_text(text + "\n", encoding="utf-8")
     sys.stdout.write(text + "\n")
     return 0
 

@@ -1,17 +1,21 @@
 """Language models: time to estimate, parse, map and query; against KenLM where it is at hand.
 
-    python scripts/bench_lm.py text=TEXT [dev=TEXT] [order=3] [lmplz=PROGRAM]   estimation, from real text
-    python scripts/bench_lm.py num_ngrams=5000000                               loading and queries, made up
+    python scripts/bench_lm.py text=TEXT [dev=TEXT] [order=3] [kenlm=FOLDER]   estimation, from real text
+    python scripts/bench_lm.py text=TEXT held_out=20 [order=3] [kenlm=FOLDER]   every 20th sentence held out
+    python scripts/bench_lm.py num_ngrams=5000000                              loading and queries, made up
 
-With ``lmplz`` both estimate from the same text, turn about; the models must hold the same n-grams, and the
-greatest difference is shown. With ``dev`` the perplexities of both stand side by side. When the ``kenlm``
-package is importable, the scores of each word are compared too. Seconds are processor time of this
+Sentences that are evaluated are left out of the text. KenLM's programs lmplz and query are taken from the
+folder ``kenlm``, else from the PATH. With lmplz both estimate from the same text, turn about; the models must
+hold the same n-grams, and the greatest difference is shown. With evaluated sentences the perplexities
+stand side by side: asr.lm's model by asr.lm, and lmplz's by query. When the ``kenlm`` package is
+importable, the scores of each word are compared too. Seconds are processor time of this
 process (of the child process, for lmplz), so a busy machine disturbs them less.
 """
 
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -54,11 +58,15 @@ def sentences(path: Path) -> list[list[str]]:
 
 
 def bench_estimation(
-    text: Path, dev: Path | None, order: int, lmplz: str | None, folder: Path
+    text: Path, dev: Path | None, held_out: int, order: int, kenlm: str | None, folder: Path
 ) -> dict[str, Any]:
-    evaluation = sentences(dev) if dev else []
+    lmplz, query = (shutil.which(name, path=kenlm) for name in ("lmplz", "query"))
+    if kenlm is not None and (lmplz is None or query is None):
+        raise SystemExit(f"kenlm={kenlm}: no programs lmplz and query there")
+    everything = sentences(text)
+    evaluation = sentences(dev) if dev else everything[held_out - 1 :: held_out] if held_out else []
     excluded = {tuple(words) for words in evaluation}
-    training = [words for words in sentences(text) if tuple(words) not in excluded]
+    training = [words for words in everything if tuple(words) not in excluded]
     plain = folder / "text.txt"
     plain.write_text("".join(" ".join(words) + "\n" for words in training))
     ours, theirs = folder / "ours.arpa", folder / "theirs.arpa"
@@ -89,9 +97,24 @@ def bench_estimation(
         result["against lmplz"] = compare(as_table(ours), as_table(theirs))
         if evaluation:
             other = NgramModel.load(theirs, cache=False)
-            result["perplexity"]["lmplz"] = other.perplexity(evaluation)._asdict()
+            if query:
+                result["perplexity"]["lmplz and query"] = kenlm_perplexity(query, theirs, evaluation)
             result |= against_kenlm_queries(other, theirs, evaluation)
     return result
+
+
+def kenlm_perplexity(query: str, arpa: Path, evaluation: Sequence[Sequence[str]]) -> dict[str, float]:
+    text = "".join(" ".join(words) + "\n" for words in evaluation)
+    done = subprocess.run(
+        [query, "-v", "summary", str(arpa)], input=text, capture_output=True, text=True, check=True
+    )
+    figures = dict(line.split(":\t") for line in done.stdout.splitlines() if ":\t" in line)
+    return {
+        "including_unknown": float(figures["Perplexity including OOVs"]),
+        "excluding_unknown": float(figures["Perplexity excluding OOVs"]),
+        "num_tokens": int(figures["Tokens"]),
+        "num_unknown": int(figures["OOVs"]),
+    }
 
 
 def as_table(path: Path) -> dict[tuple[str, ...], tuple[float, float]]:
@@ -203,7 +226,7 @@ def load_alone(path: Path) -> dict[str, float]:
 
 def main() -> int:
     options = dict(argument.split("=", 1) for argument in sys.argv[1:])
-    known = {"text", "dev", "order", "lmplz", "num_ngrams", "load"}
+    known = {"text", "dev", "held_out", "order", "kenlm", "num_ngrams", "load"}
     if not options or not options.keys() <= known:
         sys.stderr.write(f"{__doc__}\n")
         return 2
@@ -213,9 +236,14 @@ def main() -> int:
         if "load" in options:
             result = load_alone(Path(options["load"]))
         elif "text" in options:
-            dev = Path(options["dev"]) if "dev" in options else None
-            order = int(options.get("order", "3"))
-            result = bench_estimation(Path(options["text"]), dev, order, options.get("lmplz"), Path(folder))
+            result = bench_estimation(
+                Path(options["text"]),
+                Path(options["dev"]) if "dev" in options else None,
+                int(options.get("held_out", "0")),
+                int(options.get("order", "3")),
+                options.get("kenlm"),
+                Path(folder),
+            )
         else:
             result = bench_queries(int(options["num_ngrams"]), Path(folder))
     sys.stdout.write(json.dumps(result, indent=2) + "\n")

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asr.decode.arpa import SPECIAL_WORDS, UNKNOWN_WORD, LanguageModelError
-from asr.decode.beam import frames_of, only_these
+from asr.decode.beam import Labelling, frames_of, only_these
 from asr.decode.decoder import unusable_frame
 from asr.decode.lexicon import read_lexicon, spellable
 from asr.decode.ngram import NgramModel
@@ -84,28 +84,36 @@ class FlashlightDecoder:
 
     def text_score(self, token_ids: Sequence[int]) -> float:
         """What lexicon and language model add for a labelling, in nats; minus infinity if they forbid it."""
-        (hypothesis,) = self._hypotheses(only_these(token_ids, self.tokenizer), 0, 1)
-        return hypothesis.score if hypothesis.token_ids == tuple(token_ids) else -math.inf
+        (found,) = self.search(only_these(token_ids, self.tokenizer), 1)
+        return found.score if found.is_complete and found.token_ids == tuple(token_ids) else -math.inf
+
+    def search(self, log_probs: NDArray[np.float32], num_best: int) -> list[Labelling]:
+        """The best texts of one utterance ``(frames, vocab)``, without times.
+
+        ``log_probs`` hold no NaN, and something is possible in each frame.
+        """
+        closing = np.full((1, log_probs.shape[1]), 2 * _FORBIDDEN, np.float32)
+        closing[0, self.tokenizer.blank_id] = _FORBIDDEN  # the way out where no word can end
+        closing[0, self._search.closing_token] = 0.0
+        padded = np.concatenate([np.maximum(log_probs, np.float32(_FORBIDDEN)), closing])
+        found: dict[tuple[int, ...], Labelling] = {}
+        for result in self._search.decoder.decode(padded.ctypes.data, *padded.shape):
+            token_ids = self._token_ids(result)
+            is_complete = result.score > _FORBIDDEN / 2  # else the added frame has cost that much
+            score = result.score if is_complete else result.score - _FORBIDDEN
+            found.setdefault(token_ids, Labelling(token_ids, score, is_complete))
+            if len(found) == num_best:
+                break
+        return list(found.values())
 
     def _hypotheses(self, log_probs: NDArray[np.float32], index: int, num_best: int) -> list[Hypothesis]:
         best = log_probs.max(axis=1, initial=-np.inf)  # NaN where a frame holds any
         for frame in np.flatnonzero(~np.isfinite(best)).tolist():
             what = "hold NaN" if np.isnan(best[frame]) else "are all minus infinity"
             raise unusable_frame(index, frame, what)
-        closing = np.full((1, log_probs.shape[1]), 2 * _FORBIDDEN, np.float32)
-        closing[0, self.tokenizer.blank_id] = _FORBIDDEN  # the way out where no word can end
-        closing[0, self._search.closing_token] = 0.0
-        padded = np.concatenate([np.maximum(log_probs, np.float32(_FORBIDDEN)), closing])
-        scores: dict[tuple[int, ...], float] = {}
-        for result in self._search.decoder.decode(padded.ctypes.data, *padded.shape):
-            # One that could not end as it must has paid for that in the added frame.
-            score = result.score if result.score > _FORBIDDEN / 2 else result.score - _FORBIDDEN
-            scores.setdefault(self._token_ids(result), score)
-            if len(scores) == num_best:
-                break
         return [
-            aligned(self.tokenizer, log_probs, token_ids, score, self.seconds_per_frame)
-            for token_ids, score in scores.items()
+            aligned(self.tokenizer, log_probs, one.token_ids, one.score, self.seconds_per_frame)
+            for one in self.search(log_probs, num_best)
         ]
 
     def _token_ids(self, result: Any) -> tuple[int, ...]:
