@@ -29,6 +29,7 @@ from asr.tokenizer import Tokenizer
 
 Cause = Literal["acoustic_model", "language_model", "search", "unwritable"]
 
+_MAX_CELLS = 20_000_000
 _TOLERANCE = 1e-3  # nats; the scores are sums in float32
 
 
@@ -164,6 +165,22 @@ def _encode(tokenizer: Tokenizer, text: str) -> list[int] | None:
 def _scores(
     log_probs: Tensor, labellings: Sequence[Sequence[int]], blank: int, decoder: Decoder
 ) -> list[TextScore]:
+    num_frames, vocab_size = log_probs.shape
+    longest = max(map(len, labellings))
+    # The loss keeps a number for each frame and state of each labelling.
+    at_a_time = max(1, _MAX_CELLS // (num_frames * (2 * longest + 1 + vocab_size)))
+    acoustic = [
+        score
+        for first in range(0, len(labellings), at_a_time)
+        for score in _acoustic_scores(log_probs, labellings[first : first + at_a_time], blank)
+    ]
+    return [
+        TextScore(score, decoder.text_score(labels))
+        for score, labels in zip(acoustic, labellings, strict=True)
+    ]
+
+
+def _acoustic_scores(log_probs: Tensor, labellings: Sequence[Sequence[int]], blank: int) -> list[float]:
     lengths = torch.tensor([len(labels) for labels in labellings])
     targets = torch.full((len(labellings), max(1, int(lengths.max()))), blank)
     for row, labels in zip(targets, labellings, strict=True):
@@ -179,7 +196,4 @@ def _scores(
         backend="native",  # as exact as the others, and nothing has to be compiled
         check=False,
     )
-    return [
-        TextScore(-loss, decoder.text_score(labels))
-        for loss, labels in zip(losses.tolist(), labellings, strict=True)
-    ]
+    return [-loss for loss in losses.tolist()]

@@ -154,6 +154,16 @@ def test_regions_are_judged_one_by_one() -> None:
     assert found.reference.acoustic - found.hypothesis.acoustic == pytest.approx(gains, abs=1e-3)
 
 
+def test_many_candidates_are_scored_in_parts_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    log_probs = random_log_probs(1, 30, 4)
+    heard = CHARACTERS.encode("a b a b a b")
+    arguments = (log_probs, "b b b b b b", "a b a b a b", heard, CHARACTERS, GREEDY)
+    at_once = attribute_errors(*arguments)
+    assert len(at_once.regions) == 3
+    monkeypatch.setattr("asr.attribution._MAX_CELLS", 1)
+    assert attribute_errors(*arguments) == at_once
+
+
 def test_references_that_no_model_could_emit() -> None:
     log_probs = frames([0.2, 0.2, 0.3, 0.3], [0.2, 0.2, 0.3, 0.3])
     strange = attribute_errors(log_probs, "aß", "a", CHARACTERS.encode("a"), CHARACTERS, GREEDY)

@@ -305,6 +305,30 @@ def test_pictures_are_of_the_worst_and_fill_the_time(examined: tuple[EvaluationR
         assert shown.spectrogram.max() == 255
 
 
+def test_long_recordings_get_no_picture_and_large_ones_no_sound(
+    tiny_run: Path, tiny_corpus: TinyCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recogniser = checkpoint.load_recogniser(tiny_run, GreedyConfig(), torch.device("cpu"))
+    utterances = read_manifest(tiny_corpus.manifest("dev"))
+    heard = [recognised("zz") for _ in utterances]
+    report = build_report(utterances, heard, decode_seconds=1.0, normaliser="none")
+    monkeypatch.setattr("asr.report.examination.MAX_PICTURE_SECONDS", 0.7)
+    found = examine(
+        recogniser,
+        report,
+        utterances,
+        num_pictures=9,
+        audio_mib=0.006,
+        max_batch_utterances=2,
+        max_batch_seconds=9.0,
+    )
+    short = {i for i, utterance in enumerate(utterances) if utterance.duration_seconds <= 0.7}
+    assert 0 < len(short) < 4
+    assert set(found.pictures) == short
+    assert sum(len(heard.data) for heard in found.sounds.values()) <= 0.006 * 2**20
+    assert 0 < len(found.sounds) < 4
+
+
 def test_sounds_are_the_recordings(examined: tuple[EvaluationReport, Examination]) -> None:
     report, examination = examined
     assert len(examination.sounds) == 4

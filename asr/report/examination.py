@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,9 @@ from asr.sampler import batches_by_length
 from asr.score import rank_worst
 
 Bytes = NDArray[np.uint8]
+
+MAX_PICTURE_SECONDS = 60.0
+"""Longer recordings get no picture: nothing could be seen in it."""
 
 _OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 _MAX_COLUMNS = 1200
@@ -102,14 +106,15 @@ def examine(
 
     Args:
         utterances: those of the manifest; their texts are what the model should have emitted.
-        num_pictures: utterances with pictures, most errors first.
+        num_pictures: utterances with pictures, most errors first; none of more than a minute.
         audio_mib: encoded audio to keep, in MiB; most errors first, then those without, in their order.
         on_progress: called with the number of recordings done so far.
     """
     results = report.utterances
     worst = rank_worst([result.counts for result in results], max_utterances=len(results))
     texts = {utterance.id: recogniser.normalise(utterance.text) for utterance in utterances}
-    drawn = frozenset(worst[:num_pictures])
+    drawable = (position for position in worst if results[position].duration_seconds <= MAX_PICTURE_SECONDS)
+    drawn = frozenset(islice(drawable, num_pictures))
     attributions: dict[int, Attribution] = {}
     pictures: dict[int, Picture] = {}
     batches = batches_by_length(
@@ -181,7 +186,8 @@ def _attribute(
 def _draw(recogniser: Recogniser, waveform: Tensor, log_probs: Tensor, reference: str) -> Picture:
     front_end, tokenizer = recogniser.acoustic_model.features, recogniser.tokenizer
     with torch.inference_mode():
-        features = front_end(waveform[None].to(recogniser.device), torch.tensor([len(waveform)])).features
+        length = torch.tensor([len(waveform)], device=recogniser.device)
+        features = front_end(waveform[None].to(recogniser.device), length).features
     spectrogram = features[0].float().cpu().numpy()
     step = max(1, math.ceil(len(spectrogram) / _MAX_COLUMNS))
     spectrogram = spectrogram[: len(spectrogram) // step * step].reshape(-1, step, spectrogram.shape[1])

@@ -25,7 +25,7 @@ from PIL import Image
 
 from asr.attribution import Cause
 from asr.firewall import Notice
-from asr.report.examination import Bytes, Examination, Picture
+from asr.report.examination import MAX_PICTURE_SECONDS, Bytes, Examination, Picture
 from asr.report.json_report import EvaluationReport, UtteranceResult, num_faulty, slice_members, write_text
 from asr.report.terminal import CAUSES, count_causes, format_percent, greedy_verdict
 from asr.stats import Interval
@@ -530,8 +530,8 @@ def _left_out(report: EvaluationReport, examination: Examination) -> list[str]:
     lines = []
     if len(examination.pictures) < num_wrong:
         lines.append(
-            f"Pictures: {len(examination.pictures)} of {num_wrong} utterances with errors, most errors first; "
-            "num_pictures=N includes more."
+            f"Pictures: {len(examination.pictures)} of {num_wrong} utterances with errors, most errors first, "
+            f"none above {MAX_PICTURE_SECONDS:g} s; num_pictures=N includes more."
         )
     if len(examination.sounds) < report.num_utterances:
         lines.append(
