@@ -834,6 +834,8 @@ class EvaluateConfig:
     normaliser: str = "none"
     compare_greedy: bool = True
     allow_tuned_split: bool = False
+    calibration: str = "auto"
+    calibrate: bool = False
     output: str | None = None
     html: bool = True
     num_pictures: int = 40
@@ -851,6 +853,14 @@ class EvaluateConfig:
         check_range("audio_mib", self.audio_mib, at_least=0)
         check_choice("split", self.split, ["train", "dev", "test"])
         check_choice("normaliser", self.normaliser, ["none", "basic", "english"])
+        if self.calibrate and self.manifest is None and self.split != "dev":
+            raise ConfigError(
+                f"calibrate=true with split={self.split}: a temperature is fitted to the dev set, nothing else"
+            )
+        if self.calibrate and self.sweep is not None:
+            raise ConfigError("calibrate=true fits to the dev set as it is: leave out sweep=")
+        if self.calibrate and self.calibration != "auto":
+            raise ConfigError(f"calibrate=true fits what calibration={self.calibration} reads: leave out one")
         check_choice("device", self.device, ["auto", "cpu", "gpu"])
         check_range("num_worst", self.num_worst, at_least=0)
         self._check_sweep()
@@ -883,6 +893,7 @@ class TranscribeConfig:
     decoder: DecoderConfig = REQUIRED
     tuned: str | None = None
     format: Any = "text"
+    calibration: str = "auto"
     output: str | None = None
     existing: str = "refuse"
     device: str = "auto"

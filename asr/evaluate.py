@@ -10,9 +10,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from asr import checkpoint, tuned_decoder
+from asr import calibration, checkpoint, tuned_decoder
 from asr.augment import SoundLibrary, find_sounds
 from asr.augment.sounds import sounds_sha256
+from asr.calibration import Calibration
 from asr.cli import given_options, launch, setup_logging
 from asr.config import EvaluateConfig, GreedyConfig
 from asr.device import choose_device
@@ -80,15 +81,27 @@ def evaluate(config: EvaluateConfig) -> int:
     recogniser = checkpoint.load_recogniser(path, resolved.decoder, choose_device(config.device))
     provenance = checkpoint.describe_evaluation(identity, manifest, resolved.description)
     output = Path(config.output) if config.output else default_output(config, path, manifest)
+    run_folder = checkpoint.home(path)
+    chosen = None
+    if not config.calibrate:
+        chosen = calibration.choose(config.calibration, run_folder, path, provenance["decoder"])
     console = Console()
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        run = Evaluation(recogniser, utterances, config, provenance, data_use, output, progress)
+        run = Evaluation(recogniser, utterances, config, provenance, data_use, chosen, output, progress)
         if config.sweep is not None:
             return evaluate_sweep(run, console)
         report, written = run.write(run.evaluate())
     print_report(report, console, num_worst=config.num_worst)
     for file in written:
         console.print(f"report: {file}", markup=False, highlight=False, soft_wrap=True)
+    if report.confidence is not None and report.confidence.calibrated is not None:
+        from asr.report.reliability import plot_reliability  # plotting is slow to load
+
+        plot_reliability(report.confidence, output / "reliability.png")
+        console.print(f"reliability: {output / 'reliability.png'}", markup=False, soft_wrap=True)
+        if config.calibrate:
+            calibration.save(run_folder / calibration.FILE_NAME, report.confidence, provenance)
+            console.print(f"calibration: {run_folder / calibration.FILE_NAME}", markup=False, soft_wrap=True)
     return 1 if report.excluded else 0
 
 
@@ -101,6 +114,7 @@ class Evaluation:
     config: EvaluateConfig
     provenance: dict[str, Any]
     data_use: DataUse
+    calibration: Calibration | None
     output: Path
     progress: Progress
 
@@ -118,6 +132,8 @@ class Evaluation:
             else {**self.provenance, "condition": condition.name},
             data_use=self.data_use,
             compare_greedy=self.config.compare_greedy,
+            calibration=self.calibration,
+            calibrate=self.config.calibrate,
             alter=alter,
             on_progress=lambda num_done: self.progress.update(task, completed=num_done),
         )

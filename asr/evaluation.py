@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from asr.calibration import Calibration
 from asr.dataset import Example, load_utterance, select_readable
 from asr.decode.greedy import GreedyDecoder
 from asr.errors import AudioError
@@ -33,6 +34,8 @@ def evaluate_utterances(
     provenance: Mapping[str, Any] | None = None,
     data_use: DataUse | None = None,
     compare_greedy: bool = False,
+    calibration: Calibration | None = None,
+    calibrate: bool = False,
     alter: Alter | None = None,
     on_progress: Callable[[int], None] = lambda num_done: None,
 ) -> EvaluationReport:
@@ -46,6 +49,7 @@ def evaluate_utterances(
         data_use: what the utterances had been used for before (see ``asr.firewall``).
         compare_greedy: also decode the same emissions greedily, and say what search and language model
             are worth; nothing is compared where the decoder is the greedy one.
+        calibration, calibrate: see :func:`asr.report.json_report.build_report`.
         alter: changes the audio first (noise, speed), for measuring robustness.
         on_progress: called with the number of utterances done so far.
     """
@@ -104,6 +108,8 @@ def evaluate_utterances(
         normaliser=normaliser,
         provenance=provenance,
         data_use=data_use,
+        calibration=calibration,
+        calibrate=calibrate,
     )
 
 

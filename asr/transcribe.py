@@ -5,6 +5,7 @@ evaluation; longer ones go through :mod:`asr.longform`. Standard output carries 
 nothing else.
 """
 
+import dataclasses
 import glob
 import io
 import logging
@@ -21,8 +22,9 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.progress import Progress
 
-from asr import checkpoint, tuned_decoder
+from asr import calibration, checkpoint, tuned_decoder
 from asr.audio import AUDIO_EXTENSIONS, AudioInfo, audio_info, describe_problems, load_audio
+from asr.calibration import Calibration
 from asr.cli import fail, given_options, launch, setup_logging
 from asr.config import TranscribeConfig
 from asr.device import choose_device
@@ -83,8 +85,15 @@ def transcribe(config: TranscribeConfig) -> int:
     )
     recogniser = checkpoint.load_recogniser(path, resolved.decoder, device)
     origin = {"checkpoint_sha256": identity.sha256, **resolved.description}
+    options = dataclasses.asdict(resolved.decoder)
     run = Run(
-        config, str(path), origin, jobs, alone=inputs.is_single_file, num_not_found=len(inputs.problems)
+        config,
+        str(path),
+        origin,
+        jobs,
+        calibration=calibration.choose(config.calibration, checkpoint.home(path), path, options),
+        alone=inputs.is_single_file,
+        num_not_found=len(inputs.problems),
     )
     try:
         with run.progress:
@@ -353,10 +362,12 @@ class Run:
         origin: Mapping[str, Any],
         jobs: Sequence[Job],
         *,
+        calibration: Calibration | None,
         alone: bool,
         num_not_found: int,
     ):
         self.jobs = jobs
+        self._calibration = calibration
         self._num_not_found = num_not_found
         self.num_failed = 0
         self.progress = Progress(
@@ -382,7 +393,12 @@ class Run:
         """Take a result."""
         job = self.jobs[item.number]
         transcript = make_transcript(
-            job.file.shown, item.duration_seconds, hypothesis, self._checkpoint_path, self._origin
+            job.file.shown,
+            item.duration_seconds,
+            hypothesis,
+            self._checkpoint_path,
+            self._origin,
+            self._calibration,
         )
         try:
             for target in job.targets:

@@ -19,7 +19,7 @@ RANKS = {
     2: ["coach", "corpora", "dataset", "sampler", "models", "decode", "score", "stats", "optim", "firewall"],
     3: [
         *("datamodule", "module", "callbacks", "averaging", "profiling", "recogniser", "warm_start"),
-        *("attribution", "inspection", "findings"),
+        *("attribution", "calibration", "inspection", "findings"),
     ],
     4: ["build", "finders", "pipeline", "report"],
     5: ["checkpoint", "cli", "evaluation", "longform", "selection", "sweep", "tuned_decoder"],

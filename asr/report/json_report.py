@@ -9,16 +9,18 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from asr.attribution import Attribution
+from asr.calibration import Calibration, ConfidenceReport, assess, fit, judge
 from asr.errors import AsrError
 from asr.firewall import DataUse
 from asr.records import Hypothesis, Utterance, Word
 from asr.report.schema import SchemaError, from_json, to_json
 from asr.report.slices import Slice, range_labels, slice_by_fields, slice_by_range
+from asr.report.word_times import WordTimes, compare_times
 from asr.score import (
     AlignedPair,
     Alignment,
@@ -105,6 +107,8 @@ class EvaluationReport:
     utterances: tuple[UtteranceResult, ...]
     greedy: GreedyComparison | None = None
     data_use: DataUse | None = None
+    confidence: ConfidenceReport | None = None
+    word_times: WordTimes | None = None
 
 
 def build_report(
@@ -117,6 +121,8 @@ def build_report(
     provenance: Mapping[str, Any] | None = None,
     greedy_texts: Sequence[str] | None = None,
     data_use: DataUse | None = None,
+    calibration: Calibration | None = None,
+    calibrate: bool = False,
     seed: int = 0,
 ) -> EvaluationReport:
     """Score ``hypotheses`` against the texts of ``utterances`` and collect all figures.
@@ -129,12 +135,22 @@ def build_report(
         provenance: plain data about the run (checkpoint, manifest hashes, configuration, …).
         greedy_texts: what greedy decoding of the same emissions gives, one per utterance.
         data_use: what the utterances had been used for before.
+        calibration: what confidences of words are to be changed by.
+        calibrate: instead, fit that to these words.
         seed: of the bootstrap; the same seed gives the same report.
 
     Raises:
         ConfigError: the normaliser is unknown.
         ValueError: not one hypothesis per utterance.
     """
+    # Before the normaliser, which has no times or confidences of its own to give.
+    judged = judge(
+        [hypothesis.words for hypothesis in hypotheses], [utterance.text for utterance in utterances]
+    )
+    confidence = fit(judged) if calibrate else assess(judged, calibration)
+    if confidence.temperature is not None:
+        change = Calibration(confidence.temperature, confidence.source)
+        hypotheses = [replace(found, words=change.of_words(found.words)) for found in hypotheses]
     normalise = get_normaliser(normaliser)
     references = [normalise(utterance.text) for utterance in utterances]
     texts = [normalise(hypothesis.text) for hypothesis in hypotheses]
@@ -174,6 +190,11 @@ def build_report(
         if greedy_texts is None
         else _compare_greedy(references, counted.words, [normalise(text) for text in greedy_texts], seed),
         data_use=data_use,
+        confidence=confidence if confidence.num_words else None,
+        word_times=compare_times(
+            [hypothesis.words for hypothesis in hypotheses],
+            [utterance.extra.get("words") for utterance in utterances],
+        ),
     )
 
 

@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from asr.attribution import Cause
+from asr.calibration import Reliability
 from asr.firewall import Notice
 from asr.report.json_report import EvaluationReport, UtteranceResult, num_faulty
 from asr.score import AlignedPair, Operation, rank_worst
@@ -181,6 +182,7 @@ def _headline(report: EvaluationReport) -> Iterator[tuple[str, str]]:
         "Sentence errors",
         _join(format_percent(report.sentence_error_rate), format_interval(report.sentence_error_interval)),
     )
+    yield from _words(report)
     yield "Speed", _speed(report)
     weights = report.provenance.get("decoder_weights", {}).get("text", "none")
     if weights != "none":
@@ -188,6 +190,30 @@ def _headline(report: EvaluationReport) -> Iterator[tuple[str, str]]:
     yield "Normaliser", _visible(report.normaliser)
     if report.num_excluded:
         yield "Not scored", f"{report.num_excluded} utterances"
+
+
+def _words(report: EvaluationReport) -> Iterator[tuple[str, str]]:
+    """What confidences and times of words are worth."""
+    if report.confidence is not None:
+        found = report.confidence
+        num_wrong = found.num_words - found.num_correct
+        words = f"{found.num_words} words, {num_wrong} wrong"
+        yield "Confidence", _join(_reliability(found.uncalibrated), words)
+        if found.calibrated is not None:
+            how = f"temperature {found.temperature:.2f}, {_visible(found.source)}"
+            yield "  calibrated", _join(_reliability(found.calibrated), how)
+    if report.word_times is not None:
+        times = report.word_times
+        yield (
+            "Word times",
+            f"starts {1000 * times.start_error_seconds:.0f} ms and ends {1000 * times.end_error_seconds:.0f} ms "
+            f"from the true ones on average, 90 % within {1000 * times.p90_error_seconds:.0f} ms",
+        )
+
+
+def _reliability(found: Reliability) -> str:
+    nce = "–" if math.isnan(found.nce) else f"{found.nce:.3f}"
+    return f"NCE {nce}, ECE {format_percent(found.ece)}"
 
 
 def _speed(report: EvaluationReport) -> str:

@@ -1,5 +1,6 @@
 """Transcripts of audio files: what they hold, how each format looks, where each file goes."""
 
+import dataclasses
 import json
 import math
 import os
@@ -12,6 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from asr.calibration import Calibration
 from asr.errors import AsrError
 from asr.records import Hypothesis, Word
 from asr.report.subtitles import as_srt, as_vtt, in_milliseconds
@@ -32,10 +34,16 @@ class Transcript:
     score: float
     checkpoint: str
     origin: Mapping[str, Any]
+    calibration: Calibration | None = None
 
 
 def make_transcript(
-    path: str, duration_seconds: float, hypothesis: Hypothesis, checkpoint: str, origin: Mapping[str, Any]
+    path: str,
+    duration_seconds: float,
+    hypothesis: Hypothesis,
+    checkpoint: str,
+    origin: Mapping[str, Any],
+    calibration: Calibration | None = None,
 ) -> Transcript:
     """A hypothesis with its origin; the last emission frame may reach past the end, its word may not."""
     words = tuple(
@@ -51,10 +59,11 @@ def make_transcript(
         path=printable(path),
         duration_seconds=duration_seconds,
         text=hypothesis.text,
-        words=words,
+        words=words if calibration is None else calibration.of_words(words),
         score=hypothesis.score,
         checkpoint=printable(checkpoint),
         origin=origin,
+        calibration=calibration,
     )
 
 
@@ -197,6 +206,7 @@ def _plain(transcript: Transcript) -> dict[str, Any]:
         "score": round(transcript.score, 4) if math.isfinite(transcript.score) else None,
         "checkpoint": transcript.checkpoint,
         **transcript.origin,
+        "calibration": None if transcript.calibration is None else dataclasses.asdict(transcript.calibration),
     }
 
 
