@@ -181,6 +181,15 @@ def test_priors_follow_the_real_frames_and_begin_as_plain_ctc() -> None:
     assert not torch.allclose(loss(emissions, targets, target_lengths).total, plain, atol=1e-4)
 
 
+def test_a_label_that_is_never_heard_keeps_a_prior() -> None:
+    log_probs = torch.tensor([0.5, 0.5, 0.0, 0.0]).log().clamp_min(-1e4).expand(1, 3, -1)
+    loss = make_loss(Variants(prior=0.5))
+    loss.log_prior.copy_(torch.tensor([0.5, 0.5, 1e-12, 1e-12]).log())
+    loss_of(loss, log_probs, [0])
+    assert loss.log_prior.exp()[2:].tolist() == pytest.approx([1e-8, 1e-8])
+    assert loss_of(loss, log_probs, [0]).isfinite().all()
+
+
 # ------------------------------------------------------------------ together
 
 

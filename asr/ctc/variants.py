@@ -16,6 +16,8 @@ from asr.records import Emissions
 
 # Of the running label priors: they follow the last hundred batches or so.
 _PRIOR_MOMENTUM = 0.99
+# A label that is never heard would else be divided by zero one day.
+_LEAST_PRIOR = 1e-8
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ class VariantLoss(nn.Module):
         sums = (log_probs.exp() * _frame_mask(log_probs, lengths).unsqueeze(2)).sum(dim=(0, 1))
         mean = sums / lengths.sum().clamp(min=1)
         prior = _PRIOR_MOMENTUM * self.log_prior.exp() + (1 - _PRIOR_MOMENTUM) * mean
-        self.log_prior.copy_(prior.log())
+        self.log_prior.copy_(prior.clamp_min(_LEAST_PRIOR).log())
 
 
 def divergence_from_other_view(log_probs: Tensor) -> Tensor:
