@@ -885,6 +885,49 @@ class EvaluateConfig:
 
 
 @dataclass
+class TuneConfig:
+    """``python -m asr.tune``."""
+
+    checkpoint: str = REQUIRED
+    data: DataConfig = REQUIRED
+    split: str = "dev"
+    manifest: str | None = None
+    decoder: DecoderConfig = REQUIRED
+    normaliser: str = "none"
+    output: str | None = None
+    device: str = "auto"
+    alphas: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0])
+    betas: list[float] = field(default_factory=lambda: [-2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0])
+    unknown_penalties: list[float] = field(default_factory=lambda: [-20.0, -10.0, -5.0, -2.0])
+    hotword_weights: list[float] = field(default_factory=lambda: [2.0, 4.0, 8.0, 12.0])
+    refine_rounds: int = 2
+    beam_widths: list[int] = field(default_factory=lambda: [5, 10, 25, 50, 100])
+    score_gaps: list[float] = field(default_factory=lambda: [6.0, 9.0, 12.0])
+    token_gaps: list[float] = field(default_factory=lambda: [5.0, 8.0, 12.0])
+    folds: int = 5
+    seed: int = 0
+    image_format: str = "png"
+
+    def __post_init__(self) -> None:
+        check_choice("split", self.split, ["train", "dev", "test"])
+        check_choice("normaliser", self.normaliser, ["none", "basic", "english"])
+        check_choice("device", self.device, ["auto", "cpu", "gpu"])
+        check_choice("image_format", self.image_format, ["png", "svg"])
+        check_range("refine_rounds", self.refine_rounds, at_least=0)
+        check_range("folds", self.folds, at_least=2)
+        check_range("seed", self.seed, at_least=0)
+        pruning = ("beam_widths", "score_gaps", "token_gaps")
+        for option in ("alphas", "betas", "unknown_penalties", "hotword_weights", *pruning):
+            if not getattr(self, option):
+                raise ConfigError(f"{option} is empty: name the values to try, one to leave it alone")
+        for option in pruning:
+            check_range(option, min(getattr(self, option)), above=0)
+        check_range("alphas", min(self.alphas), at_least=0)
+        check_range("unknown_penalties", max(self.unknown_penalties), at_most=0)
+        check_range("hotword_weights", min(self.hotword_weights), above=0)
+
+
+@dataclass
 class TranscribeConfig:
     """``python -m asr.transcribe``. ``format`` is one name or, for files, a list of them."""
 

@@ -1,6 +1,5 @@
 """``python -m asr.evaluate``: the word error rate of a checkpoint, with every error."""
 
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from asr.calibration import Calibration
 from asr.cli import given_options, launch, setup_logging
 from asr.config import EvaluateConfig, GreedyConfig
 from asr.device import choose_device
-from asr.errors import ConfigError, ManifestError
 from asr.evaluation import evaluate_utterances
 from asr.firewall import (
     Choice,
@@ -37,6 +35,7 @@ from asr.report.page import write_page
 from asr.report.sweep import SCHEMA_VERSION as SWEEP_SCHEMA_VERSION
 from asr.report.sweep import SweepReport, sweep_table, write_sweep
 from asr.report.terminal import print_report, to_markdown
+from asr.selection import claimed_split, find_manifest
 from asr.sweep import (
     STANDARD_SNR_DB,
     STANDARD_SPEEDS,
@@ -58,7 +57,7 @@ def main() -> int:
 def evaluate(config: EvaluateConfig) -> int:
     """Evaluate as configured. Exit code 1 when some utterances could not be scored."""
     setup_logging()
-    manifest = find_manifest(config)
+    manifest = find_manifest(config.data, config.split, config.manifest)
     utterances = read_manifest(manifest)
     path = checkpoint.resolve(config.checkpoint)
     identity = checkpoint.identify(path)
@@ -70,7 +69,10 @@ def evaluate(config: EvaluateConfig) -> int:
         tokenizer=identity.tokenizer,
     )
     data = EvaluatedData(
-        str(manifest), manifest_sha256(manifest), utterances, claimed_split(config, manifest)
+        str(manifest),
+        manifest_sha256(manifest),
+        utterances,
+        claimed_split(config.data, config.split, config.manifest),
     )
     data_use = check_data_use(
         data,
@@ -198,40 +200,6 @@ def make_conditions(config: EvaluateConfig, sample_rate: int) -> tuple[list[Cond
     noise = {"path": config.noise, "sha256": sounds_sha256(config.noise, "noise"), "seed": config.noise_seed}
     values = config.sweep_values or STANDARD_SNR_DB
     return noise_conditions(library, values, config.noise_seed), {"noise": noise}
-
-
-def find_manifest(config: EvaluateConfig) -> Path:
-    """The manifest meant by ``manifest`` or by ``data`` and ``split``.
-
-    Raises:
-        ConfigError: the data has no such split.
-        ManifestError: it does not exist; says how to make it.
-    """
-    if config.manifest is not None:
-        return Path(config.manifest)
-    named = getattr(config.data, config.split)
-    if named is None:
-        raise ConfigError(f"split={config.split}: data.{config.split} is not set for data={config.data.name}")
-    if not Path(named).exists():
-        raise ManifestError(f"{named} is not there; make it with: {config.data.prepare_hint}")
-    return Path(named)
-
-
-def claimed_split(config: EvaluateConfig, manifest: Path) -> str:
-    """What the data is evaluated as; empty for a manifest that claims nothing."""
-    if config.manifest is None:
-        return config.split
-    if config.split == "test" or "test" in re.split(r"[\W_\d]+", manifest.stem.lower()):
-        return "test"
-    for split in ("test", "dev", "train"):
-        named = getattr(config.data, split)
-        if named is not None and Path(named).is_file() and same_content(Path(named), manifest):
-            return split
-    return ""
-
-
-def same_content(first: Path, second: Path) -> bool:
-    return manifest_sha256(first) == manifest_sha256(second)
 
 
 def choices_behind(identity: checkpoint.Identity, path: Path, resolved: ResolvedDecoder) -> list[Choice]:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.progress import Progress
 from asr.audio import seconds_to_samples
 from asr.config import DataConfig, DoctorOptions, TrainConfig
 from asr.dataset import Example, Selection, select_learnable, select_scorable, unlearnable_reason
-from asr.errors import ManifestError
+from asr.errors import ConfigError, ManifestError
 from asr.inspection import (
     UNLEARNABLE_AUDIO,
     UNUSABLE_AUDIO,
@@ -58,6 +59,40 @@ def check_dev_is_complete(config: TrainConfig, utterances: Sequence[Utterance]) 
             f"{len(partial)} transcripts of data.dev={config.data.dev} have the wildcard {wildcard!r} for missing "
             f"words (first: {partial[0]}): only training can use them, move them to data.train"
         )
+
+
+def find_manifest(data: DataConfig, split: str, manifest: str | None) -> Path:
+    """The manifest meant by ``manifest``, else by ``data`` and ``split``.
+
+    Raises:
+        ConfigError: the data has no such split.
+        ManifestError: it does not exist; says how to make it.
+    """
+    if manifest is not None:
+        return Path(manifest)
+    named = getattr(data, split)
+    if named is None:
+        raise ConfigError(f"split={split}: data.{split} is not set for data={data.name}")
+    if not Path(named).exists():
+        raise ManifestError(f"{named} is not there; make it with: {data.prepare_hint}")
+    return Path(named)
+
+
+def claimed_split(data: DataConfig, split: str, manifest: str | None) -> str:
+    """What a manifest is evaluated as; empty for one that claims nothing.
+
+    By ``split=test``, by ``test`` in its name, or by being the manifest of one of the data's splits.
+    """
+    if manifest is None:
+        return split
+    if split == "test" or "test" in re.split(r"[\W_\d]+", Path(manifest).stem.lower()):
+        return "test"
+    for name in ("test", "dev", "train"):
+        named = getattr(data, name)
+        is_there = named is not None and Path(named).is_file()
+        if is_there and manifest_sha256(named) == manifest_sha256(manifest):
+            return name
+    return ""
 
 
 def inspect_splits(

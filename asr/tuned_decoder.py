@@ -64,7 +64,9 @@ def write(tuned: TunedDecoder, path: Path) -> None:
     Raises:
         ConfigError: the file cannot be written.
     """
-    text = _HEADER + yaml.safe_dump(to_json(tuned), sort_keys=False, allow_unicode=True, width=100)
+    content = to_json(tuned)
+    content["chosen_on"]["keys"] = " ".join(tuned.chosen_on.keys)
+    text = _HEADER + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -92,7 +94,12 @@ def read(path: Path) -> TunedDecoder:
             f"tuned={path}: not a file that this version's asr.tune wrote (format {found}, not {FORMAT}); tune again"
         )
     try:
+        content["chosen_on"]["keys"] = content["chosen_on"]["keys"].split()
         return from_json(TunedDecoder, content)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"tuned={path}: damaged, chosen_on is not what asr.tune wrote; tune again"
+        ) from error
     except SchemaError as error:
         raise ConfigError(f"tuned={path}: {error}") from error
 

@@ -22,7 +22,7 @@ RANKS = {
         *("attribution", "calibration", "inspection", "findings"),
     ],
     4: ["build", "finders", "pipeline", "report"],
-    5: ["checkpoint", "cli", "evaluation", "longform", "selection", "sweep", "tuned_decoder"],
+    5: ["checkpoint", "cli", "evaluation", "longform", "selection", "sweep", "tuned_decoder", "tuning"],
     6: [
         *("train", "evaluate", "transcribe", "prepare", "doctor", "tune", "lm", "explain", "compare"),
         *("augment_preview",),

@@ -24,6 +24,7 @@ from asr.config import (
     TextConfig,
     TrainConfig,
     TranscribeConfig,
+    TuneConfig,
 )
 from asr.decode.estimate import estimate
 from asr.errors import ConfigError
@@ -39,6 +40,7 @@ COMMANDS = {
     "prepare": PrepareConfig,
     "explain": ExplainConfig,
     "lm": LmConfig,
+    "tune": TuneConfig,
 }
 CHOICES = sorted(str(path.relative_to(ROOT).with_suffix("")) for path in ROOT.glob("*/*.yaml"))
 GROUP_CHOICES = [choice for choice in CHOICES if not choice.startswith("experiment/")]
@@ -119,6 +121,7 @@ def test_there_are_experiments() -> None:
         ("transcribe", ["checkpoint=a", "inputs=[a.wav]"]),
         ("prepare", ["corpus=demo"]),
         ("explain", ["probs=a.csv"]),
+        ("tune", ["checkpoint=a", "decoder.lm=a.arpa"]),
         ("lm", ["text=a.txt", "output=a.arpa"]),
         ("augment_preview", ["experiment=fsdd"]),
     ],

@@ -2,8 +2,10 @@
 
 import logging
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -157,14 +159,10 @@ def make_scorer(
         hotwords |= read_hotwords(Path(phrase_path), phrase_weight)
     if lexicon_path is None and lm_path is None and not hotwords:
         return None
-    lm = None if lm_path is None else NgramModel.load(lm_path)
-    lexicon = None
-    if lexicon_path is not None:
-        lexicon = Lexicon.build(read_lexicon(Path(lexicon_path)), tokenizer, lexicon_path)
-    elif lm is not None and lm_unit == "word":
-        lexicon = Lexicon.build(set(lm.vocabulary) - set(SPECIAL_WORDS), tokenizer, str(lm_path))
-    if lm is not None and lm_unit == "word" and lexicon is not None and lexicon_path is not None:
-        warn_of_unknown_words(lexicon.words, lm, lexicon_path)
+    changed = tuple(
+        os.stat(path).st_mtime_ns if path and os.path.exists(path) else 0 for path in (lm_path, lexicon_path)
+    )
+    lm, lexicon = _load_words(tokenizer, lm_path, lexicon_path, lm_unit, changed)
     return Scorer(
         tokenizer,
         lexicon=lexicon,
@@ -174,6 +172,26 @@ def make_scorer(
         weights=Weights(alpha, beta, unknown_penalty),
         hotwords=Hotwords(hotwords, tokenizer) if hotwords else None,
     )
+
+
+@lru_cache(maxsize=1)
+def _load_words(
+    tokenizer: Tokenizer,
+    lm_path: str | None,
+    lexicon_path: str | None,
+    lm_unit: LmUnit,
+    changed: tuple[int, ...],
+) -> tuple[NgramModel | None, Lexicon | None]:
+    """Model and words; kept for the next call, because tuning makes many scorers of the same files."""
+    lm = None if lm_path is None else NgramModel.load(lm_path)
+    lexicon = None
+    if lexicon_path is not None:
+        lexicon = Lexicon.build(read_lexicon(Path(lexicon_path)), tokenizer, lexicon_path)
+    elif lm is not None and lm_unit == "word":
+        lexicon = Lexicon.build(set(lm.vocabulary) - set(SPECIAL_WORDS), tokenizer, str(lm_path))
+    if lm is not None and lm_unit == "word" and lexicon is not None and lexicon_path is not None:
+        warn_of_unknown_words(lexicon.words, lm, lexicon_path)
+    return lm, lexicon
 
 
 def warn_of_unknown_words(words: Sequence[str], lm: NgramModel, path: str) -> None:
