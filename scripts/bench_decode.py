@@ -29,6 +29,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -426,17 +427,13 @@ print(plain - imported, time.perf_counter() - plain)
 """
 
 
-def first_call(speech: Speech, folder: Path) -> dict[str, float]:
+def first_call(speech: Speech) -> dict[str, float]:
     """Seconds in a new process, PyTorch already loaded, the compiled code on disk."""
-    path = folder / "first_call.pickle"
-    path.write_bytes(pickle.dumps((speech.tokenizer, speech.emissions[0])))
-    runs = [
-        subprocess.run(
-            [sys.executable, "-c", FIRST_CALL, str(path)], capture_output=True, text=True, check=True
-        )
-        for _ in range(4)
-    ]
-    path.unlink()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "first_call.pickle")
+        path.write_bytes(pickle.dumps((speech.tokenizer, speech.emissions[0])))
+        command = [sys.executable, "-c", FIRST_CALL, str(path)]
+        runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(4)]
     seconds = [[float(value) for value in run.stdout.split()] for run in runs[1:]]
     plain_seconds, scored_seconds = zip(*seconds, strict=True)
     return {
@@ -510,9 +507,7 @@ def main() -> int:
         }
         if arguments.arpa is not None:
             results[speech.name]["language model"] = compare_lm(speech, arguments.arpa, arguments.repeats)
-    results["first call"] = first_call(
-        sets[0], Path.cwd() if arguments.output is None else arguments.output.parent
-    )
+    results["first call"] = first_call(sets[0])
     return write(results, arguments.output)
 
 
