@@ -399,7 +399,7 @@ class LossConfig:
     entropy_weight: float = 0.0
     label_smoothing: float = 0.0
     focal_gamma: float = 0.0
-    wildcard_penalty: float = 1.0
+    wildcard_penalty: float = 0.3
 
     def __post_init__(self) -> None:
         check_choice("loss.kind", self.kind, ["ctc"])

@@ -260,7 +260,7 @@ class PartialTokenizer(Tokenizer):
     """Encodes transcripts in which a wildcard stands for missing words, else as the tokenizer it wraps.
 
     The wildcard's label is ``vocab_size``, one more than there are classes: only the training loss knows
-    it. It takes the place of the spaces around it too, so none, one or many words may be missing.
+    it. The spaces around it are known: what is missing is whole words.
     """
 
     def __init__(self, tokenizer: Tokenizer, wildcard: str) -> None:
@@ -271,9 +271,15 @@ class PartialTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         labels: list[int] = []
-        for number, part in enumerate(text.split(self.wildcard)):
+        parts = text.split(self.wildcard)
+        space = " " if self._knows(" ") else ""
+        for number, part in enumerate(parts):
+            self.tokenizer.encode(part)  # refuses what it does not know
+            known = _single_spaced(part)
+            before = space if number > 0 and known else ""
+            after = space if number < len(parts) - 1 and known else ""
             labels += [self.vocab_size] if number else []
-            labels += self.tokenizer.encode(part)
+            labels += self._encode_known(before + known + after)
         return labels
 
     def unknown_characters(self, text: str) -> Counter[str]:
@@ -283,7 +289,7 @@ class PartialTokenizer(Tokenizer):
         return self.tokenizer.state()
 
     def _encode_known(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text)
+        return self.tokenizer._encode_known(text)
 
 
 def tokenizer_from_state(state: Mapping[str, Any]) -> Tokenizer:

@@ -175,7 +175,13 @@ def main() -> None:
         run_dir = options.output / f"{variant.name}-{seed}"
         if not (run_dir / "report.json").exists():
             train(variant, seed, run_dir, options)
-    columns = ("variant", "options", "dev WER % (mean ± sd)", "each seed", "against plain CTC, points")
+    columns = (
+        "variant",
+        "options",
+        "dev WER % (mean ± sd)",
+        "each seed",
+        "against plain (wildcard: damaged), points",
+    )
     table = Table(*columns, "blank frames", "P(blank)", "P(top)", title=f"{options.epochs} epochs")
     for row in rows(options):
         table.add_row(*row)

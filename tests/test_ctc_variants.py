@@ -28,7 +28,7 @@ from asr.ctc.variants import (
     divergence_from_uniform,
     frame_entropy,
 )
-from asr.errors import ConfigError, ManifestError
+from asr.errors import ConfigError, ManifestError, TextError
 from asr.models.acoustic import AcousticModel
 from asr.module import CtcModule
 from asr.records import Emissions
@@ -570,12 +570,17 @@ def test_normalising_with_a_wildcard_twice_changes_nothing(text: str) -> None:
     assert normalise(once, wildcard="*") == once
 
 
-def test_a_wildcard_is_one_label_more_and_takes_the_spaces_with_it() -> None:
+def test_a_wildcard_is_one_label_more_beside_known_spaces() -> None:
     characters = CharTokenizer.train(["ab c"])
     partial = PartialTokenizer(characters, "*")
     assert partial.vocab_size == characters.vocab_size == 5
-    assert partial.encode("ab * c") == [*characters.encode("ab"), 5, *characters.encode("c")]
-    assert partial.encode("* c") == [5, *characters.encode("c")]
+    space, a, b, c = (characters.tokens.index(character) for character in " abc")
+    assert partial.encode("ab * c") == [a, b, space, 5, space, c]
+    assert partial.encode("* c") == [5, space, c]
+    assert partial.encode("a *") == [a, space, 5]
+    with pytest.raises(TextError, match="'x'"):
+        partial.encode("ab * x")
+    assert PartialTokenizer(CharTokenizer.train(["ab"]), "*").encode("a * b") == [1, 3, 2]  # knows no space
     assert partial.encode("a b") == characters.encode("a b")
     assert partial.unknown_characters("a * x") == {"x": 1}
     assert partial.fingerprint == characters.fingerprint
