@@ -2,10 +2,12 @@
 
 import contextlib
 import csv
+import dataclasses
 import logging
 import math
 import os
 import signal
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +20,8 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
 
+from asr import parallel
+from asr.coach import Coach, Figures, State
 from asr.errors import TrainingError
 from asr.module import CtcModule
 
@@ -44,14 +48,15 @@ class EpochLine(Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking:
             self._seconds = max(time.monotonic() - self._started, 1e-9)
-            frames = _ctc(pl_module).num_frames_trained - self._frames_before
+            own_frames = _ctc(pl_module).num_frames_trained - self._frames_before
+            frames = parallel.total([own_frames], pl_module.device)[0]
             self.frames_per_second = frames / self._seconds
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking:
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        loss = _ctc(pl_module).loss_since_validation.take()
+        loss = _ctc(pl_module).latest_train_loss
         for own_logger in trainer.loggers:
             own_logger.log_metrics(
                 {"epoch": trainer.current_epoch, "train/frames_per_second": self.frames_per_second},
@@ -89,6 +94,48 @@ class EpochLine(Callback):
         samples = module.dev_samples
         step = max(1, len(samples) // max(self.num_samples, 1))
         return samples[step // 2 :: step][: self.num_samples]
+
+
+class CoachLine(Callback):
+    """After a validation: what the figures mean, when that has changed."""
+
+    def __init__(self, clip_norm: float) -> None:
+        self.clip_norm = clip_norm
+        self.coach = Coach()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        norms, _ctc(pl_module).gradient_norms = _ctc(pl_module).gradient_norms, []
+        figures = Figures(
+            step=trainer.global_step,
+            train_loss=_ctc(pl_module).latest_train_loss,
+            dev_loss=metrics["dev/loss"],
+            wer=metrics["dev/wer"],
+            blank_rate=metrics["dev/blank_rate"],
+            entropy=metrics["dev/entropy"],
+            length_ratio=metrics["dev/length_ratio"],
+            gradient_norm=statistics.median(norms) if norms else 0.0,
+            clip_norm=self.clip_norm,
+            learning_rate=float(trainer.optimizers[0].param_groups[0]["lr"]),
+        )
+        advice = self.coach.observe(figures)
+        if advice is not None and advice.is_warning:
+            logger.warning("coach: %s; %s", advice.finding, advice.remedy)
+        elif advice is not None:
+            logger.info("coach: %s", advice.finding)
+
+    def state_dict(self) -> dict[str, Any]:
+        state = self.coach.state
+        return {
+            "history": [dataclasses.asdict(figures) for figures in self.coach.history],
+            "state": None if state is None else state.value,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.coach.history = [Figures(**figures) for figures in state_dict["history"]]
+        self.coach.state = None if state_dict["state"] is None else State(state_dict["state"])
 
 
 class KeepBestAndLast(Callback):
@@ -166,8 +213,10 @@ class SaveBetween(Callback):
         self._saved_at = time.monotonic()
         self._requested = False
         self._previous: dict[int, Any] = {}
+        self._device = torch.device("cpu")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._device = pl_module.device
         self._saved_at = time.monotonic()
         # Not earlier: Lightning would take these handlers for the ones to restore at the end.
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -184,14 +233,14 @@ class SaveBetween(Callback):
             return
         self._stop_if_requested(trainer)
         is_due = time.monotonic() - self._saved_at >= self.every_seconds
-        if math.isfinite(self.every_seconds) and any_process(trainer, is_due):
+        if math.isfinite(self.every_seconds) and parallel.any_process(is_due, self._device):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._stop_if_requested(trainer)
 
     def _stop_if_requested(self, trainer: pl.Trainer) -> None:
-        if any_process(trainer, self._requested):
+        if parallel.any_process(self._requested, self._device):
             self._save(trainer)
             raise Interrupted
 
@@ -223,7 +272,7 @@ class MetricsFile(Logger):
         *("step", "epoch"),
         *(f"train/{name}" for name in ("loss", "gradient_norm", "learning_rate", "blank_rate")),
         "train/frames_per_second",
-        *(f"dev/{name}" for name in ("wer", "cer", "loss", "blank_rate")),
+        *(f"dev/{name}" for name in ("wer", "cer", "loss", "blank_rate", "entropy", "length_ratio")),
     )
 
     def __init__(self, path: Path, loss_parts: Sequence[str] = ()) -> None:
@@ -291,11 +340,6 @@ def write_atomically(content: dict[str, Any], path: Path) -> None:
         raise TrainingError(
             f"cannot write the checkpoint {path} ({error}); the previous one is untouched"
         ) from error
-
-
-def any_process(trainer: pl.Trainer, decision: bool) -> bool:
-    """Whether any of the processes that train together says yes; all of them must ask."""
-    return trainer.strategy.reduce_boolean_decision(decision, all=False)
 
 
 def _ctc(module: pl.LightningModule) -> CtcModule:

@@ -549,6 +549,7 @@ class DataConfig:
 @dataclass
 class TrainerConfig:
     accelerator: str = "auto"
+    devices: int = 1
     precision: str = "auto"
     max_epochs: int = 50
     max_minutes: float | None = None
@@ -569,6 +570,7 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         check_choice("trainer.accelerator", self.accelerator, ["auto", "cpu", "gpu"])
+        check_range("trainer.devices", self.devices, at_least=1)
         check_choice("trainer.precision", self.precision, ["auto", "32", "bf16"])
         check_choice("trainer.non_finite_loss", self.non_finite_loss, ["stop", "skip"])
         check_range("trainer.max_epochs", self.max_epochs, at_least=1)
@@ -745,6 +747,15 @@ class TrainConfig:
         check_range("seed", self.seed, at_least=0)
         if self.find is not None:
             check_choice("find", self.find, ["learning_rate", "batch_size"])
+            if self.trainer.devices > 1:
+                raise ConfigError(
+                    "find tries one device: give trainer.devices=1 (batches are divided among devices)"
+                )
+        if self.trainer.devices > self.data.max_batch_utterances:
+            raise ConfigError(
+                f"trainer.devices={self.trainer.devices} divide batches of data.max_batch_utterances="
+                f"{self.data.max_batch_utterances} among them: some would have nothing to do"
+            )
         if self.init_from is not None and self.resume.lower() not in NO_RESUME:
             raise ConfigError(
                 "init_from begins a new run and resume goes on with an old one: give one of them"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from asr import parallel
 from asr.augment import SpecAugment
 from asr.ctc import CTCLoss, min_frames
 from asr.ctc.variants import VariantLoss
@@ -19,7 +20,7 @@ from asr.errors import TrainingError
 from asr.features import length_mask
 from asr.models.acoustic import AcousticModel
 from asr.records import Batch, Emissions, Features
-from asr.score import score, total
+from asr.score import ErrorCounts, score, total
 
 logger = logging.getLogger(__name__)
 
@@ -101,11 +102,15 @@ class CtcModule(pl.LightningModule):
         self.log_every_steps = log_every_steps
         self.dev_samples: list[DevSample] = []
         self.num_frames_trained = 0
+        self.gradient_norms: list[float] = []  # since somebody took them
         self.unlearnable_ids: set[str] = set()
-        self._step_utterance_ids: list[str] = []  # of all batches that the next optimizer step learns from
+        # Of all batches that the next optimizer step learns from.
+        self._step_utterance_ids: list[str] = []
+        self._step_labels = 0.0
         self._loss_since_logged = PooledLoss()
         self._parts_since_logged = {name: PooledLoss() for name in training_loss.part_names}
-        self.loss_since_validation = PooledLoss()
+        self._loss_since_validation = PooledLoss()
+        self.latest_train_loss = math.nan  # mean since the validation before the latest
         self._reset_dev_totals()
 
     # ------------------------------------------------------------------ steps
@@ -170,20 +175,24 @@ class CtcModule(pl.LightningModule):
                 *(result.parts[name].sum() for name in self._parts_since_logged),
             ]
         ).tolist()  # one transfer from the device
-        if not math.isfinite(figures[0]):
-            self._spoiled("loss", _named(batch, ~result.losses.isfinite()))
+        is_spoiled = not math.isfinite(figures[0])
+        if is_spoiled:
+            layer = f" (it begins in {self._first_non_finite_layer(batch)})"
+            self._spoiled("loss", _named(batch, ~result.losses.isfinite()), layer)
+        if self.skip_non_finite and parallel.any_process(is_spoiled, self.device):
             for buffer, before in zip(self._running_statistics(), statistics, strict=True):
                 buffer.copy_(before)
             return None
         self._step_utterance_ids += batch.utterance_ids
-        for pooled in (self._loss_since_logged, self.loss_since_validation):
+        self._step_labels += figures[1]
+        for pooled in (self._loss_since_logged, self._loss_since_validation):
             pooled.add(figures[0], figures[1])
         for pooled, part in zip(self._parts_since_logged.values(), figures[3:], strict=True):
             pooled.add(part, figures[1])
         self.num_frames_trained += int(figures[2])
         if self._logs_this_step:
-            self._blank_rate = float(self._num_blanks(result.emissions)) / max(figures[2], 1)
-        return result.loss
+            self._blanks = [float(self._num_blanks(result.emissions)), figures[2]]
+        return result.losses.sum()  # divided by the labels of the whole step when all its batches are known
 
     def configure_gradient_clipping(
         self,
@@ -191,32 +200,46 @@ class CtcModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the norm of all gradients, log the step; gradients that are not finite change no weight."""
+        """Divide by the labels of the step, clip, log; gradients that are not finite change no weight.
+
+        The gradients are those of the mean loss per label over all batches and processes of the step:
+        however it is divided among them, the step is the same.
+        """
         utterance_ids, self._step_utterance_ids = self._step_utterance_ids, []
+        num_labels, self._step_labels = parallel.total([self._step_labels], self.device)[0], 0.0
         parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
         if not parameters:  # every batch of this step was skipped
             return
+        # Lightning has divided by the number of batches and averaged over processes.
+        num_parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        torch._foreach_mul_(gradients, num_parts / max(num_labels, 1.0))
         max_norm = math.inf if gradient_clip_val is None else gradient_clip_val
         norm = float(nn.utils.clip_grad_norm_(parameters, max_norm))
         if not math.isfinite(norm):
-            self._spoiled("gradient", utterance_ids)
+            self._spoiled("gradient", utterance_ids, f" (it begins in {self._first_non_finite_gradient()})")
             optimizer.zero_grad(set_to_none=True)
             return
+        self.gradient_norms.append(norm)
         if self._logs_this_step:
-            loss = self._loss_since_logged.take()
+            loss = self._loss_since_logged.take(self.device)
+            num_blanks, num_frames = parallel.total(self._blanks, self.device)
             self.log("train/loss", loss, prog_bar=True, logger=False)
             self._log_figures(
                 {
                     "train/loss": loss,
-                    **{f"train/loss_{name}": part.take() for name, part in self._parts_since_logged.items()},
+                    **{
+                        f"train/loss_{name}": part.take(self.device)
+                        for name, part in self._parts_since_logged.items()
+                    },
                     "train/gradient_norm": norm,
                     "train/learning_rate": optimizer.param_groups[0]["lr"],
-                    "train/blank_rate": self._blank_rate,
+                    "train/blank_rate": num_blanks / max(num_frames, 1),
                 }
             )
 
-    def _spoiled(self, what: str, utterance_ids: list[str]) -> None:
-        message = f"{what} is not finite at step {self.global_step} for: {', '.join(utterance_ids)}"
+    def _spoiled(self, what: str, utterance_ids: list[str], where: str) -> None:
+        message = f"{what} is not finite at step {self.global_step}{where} for: {', '.join(utterance_ids)}"
         if not self.skip_non_finite:
             raise TrainingError(
                 f"{message}. Listen to them and check their text; if they are fine, lower "
@@ -224,6 +247,39 @@ class CtcModule(pl.LightningModule):
                 "trainer.non_finite_loss=skip"
             )
         logger.warning("%s: step skipped", message)
+
+    @torch.no_grad()
+    def _first_non_finite_layer(self, batch: Batch) -> str:
+        """The first layer, in order of computation, that makes something infinite or undefined of finite input."""
+        found: list[str] = []
+
+        def watch(name: str) -> Callable[..., None]:
+            def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
+                if not found and _is_finite(inputs) and not _is_finite(output):
+                    found.append(name)
+
+            return hook
+
+        layers = [item for item in self.acoustic_model.named_modules() if not list(item[1].children())]
+        handles = [layer.register_forward_hook(watch(name)) for name, layer in layers]
+        try:
+            torch.manual_seed(int(batch.seeds[0]) + _STEP_STREAM)
+            self._training_emissions(batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if found:
+            return found[0]
+        return "the loss" if _is_finite([batch.waveforms]) else "the audio"
+
+    def _first_non_finite_gradient(self) -> str:
+        """Gradients come from the output back: the spoiled parameter nearest to it."""
+        spoiled = [
+            name
+            for name, parameter in self.acoustic_model.named_parameters()
+            if parameter.grad is not None and not parameter.grad.isfinite().all()
+        ]
+        return spoiled[-1] if spoiled else "the sum over all parameters"
 
     def _running_statistics(self) -> list[Tensor]:
         """What a forward pass changes: batch norm's averages, label priors; only kept where a step may be skipped."""
@@ -247,6 +303,8 @@ class CtcModule(pl.LightningModule):
         self._reset_dev_totals()
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
+        if batch.is_filler:
+            return
         # Full precision, whatever training uses: the same text as evaluation and transcription give.
         with torch.autocast(self.device.type, enabled=False):
             result = self.shared_step(batch)
@@ -259,30 +317,55 @@ class CtcModule(pl.LightningModule):
         self._dev_labels += int(result.num_labels)
         self._dev_blanks += int(self._num_blanks(result.emissions))
         self._dev_frames += int(self._num_frames(result.emissions))
+        self._dev_entropy += float(self._entropy(result.emissions))
         self.dev_samples += [
             DevSample(*sample) for sample in zip(batch.utterance_ids, batch.texts, texts, strict=True)
         ]
 
+    def _reset_dev_totals(self) -> None:
+        self.dev_samples = []
+        self._dev_words = self._dev_characters = total([])
+        self._dev_loss = self._dev_entropy = 0.0
+        self._dev_labels = self._dev_blanks = self._dev_frames = 0
+
     def on_validation_epoch_end(self) -> None:
+        self._pool_dev_totals()
+        self.latest_train_loss = self._loss_since_validation.take(self.device)
+        num_frames = max(self._dev_frames, 1)
         figures = {
             "dev/wer": self._dev_words.rate,
             "dev/cer": self._dev_characters.rate,
             "dev/loss": self._dev_loss / max(self._dev_labels, 1),
-            "dev/blank_rate": self._dev_blanks / max(self._dev_frames, 1),
+            "dev/blank_rate": self._dev_blanks / num_frames,
+            "dev/entropy": self._dev_entropy / num_frames,
+            "dev/length_ratio": self._dev_characters.num_hypothesis
+            / max(self._dev_characters.num_reference, 1),
         }
         for name, value in figures.items():
             self.log(name, value, prog_bar=name == "dev/wer", logger=False)
         self._log_figures(figures)
 
-    def _reset_dev_totals(self) -> None:
-        self.dev_samples = []
-        self._dev_words = self._dev_characters = total([])
-        self._dev_loss = 0.0
-        self._dev_labels = self._dev_blanks = self._dev_frames = 0
+    def _pool_dev_totals(self) -> None:
+        """Counts of all processes; rates are divided once, after this."""
+        words, characters = list(self._dev_words), list(self._dev_characters)
+        others = [self._dev_loss, self._dev_labels, self._dev_blanks, self._dev_frames, self._dev_entropy]
+        pooled = parallel.total([*words, *characters, *others], self.device)
+        self._dev_words = ErrorCounts(*(int(count) for count in pooled[: len(words)]))
+        self._dev_characters = ErrorCounts(*(int(count) for count in pooled[len(words) : -len(others)]))
+        self._dev_loss, *counts, self._dev_entropy = pooled[-len(others) :]
+        self._dev_labels, self._dev_blanks, self._dev_frames = (int(count) for count in counts)
+        self.dev_samples = parallel.gathered(self.dev_samples)
 
     def _num_blanks(self, emissions: Emissions) -> Tensor:
         mask = length_mask(emissions.log_prob_lengths, emissions.log_probs.shape[1])
         return ((emissions.log_probs.argmax(dim=2) == self.blank_id) & mask).sum()
+
+    @staticmethod
+    def _entropy(emissions: Emissions) -> Tensor:
+        """Summed over frames, nats."""
+        log_probs = emissions.log_probs
+        mask = length_mask(emissions.log_prob_lengths, log_probs.shape[1])
+        return torch.where(mask.unsqueeze(2), torch.special.entr(log_probs.exp()), 0.0).sum()
 
     @staticmethod
     def _num_frames(emissions: Emissions) -> Tensor:
@@ -311,11 +394,19 @@ class PooledLoss:
         self._loss += loss
         self._num_labels += num_labels
 
-    def take(self) -> float:
-        mean = self._loss / max(self._num_labels, 1)
+    def take(self, device: torch.device) -> float:
+        """The mean over all processes; all of them must ask."""
+        loss, num_labels = parallel.total([self._loss, self._num_labels], device)
         self._loss = self._num_labels = 0.0
-        return mean
+        return loss / max(num_labels, 1)
 
 
 def _named(batch: Batch, chosen: Tensor) -> list[str]:
     return [name for name, is_one in zip(batch.utterance_ids, chosen.tolist(), strict=True) if is_one]
+
+
+def _is_finite(values: Any) -> bool:
+    """Whether all numbers in (nested tuples of) tensors are."""
+    if isinstance(values, Tensor):
+        return bool(values.isfinite().all())
+    return not isinstance(values, tuple | list) or all(_is_finite(value) for value in values)

@@ -25,6 +25,11 @@ _PATIENCE_SECONDS = 30.0
 T = TypeVar("T")
 
 
+def is_first() -> bool:
+    """Whether this is the process that writes files and speaks."""
+    return rank() == 0
+
+
 def is_launched() -> bool:
     """Whether this process is one of several that somebody has started together."""
     return "WORLD_SIZE" in os.environ and "RANK" in os.environ
@@ -141,6 +146,11 @@ def total(values: Sequence[float], device: torch.device) -> list[float]:
     return sums.tolist()
 
 
+def any_process(decision: bool, device: torch.device) -> bool:
+    """Whether any of the processes says yes; all of them must ask."""
+    return total([float(decision)], device)[0] > 0
+
+
 def gathered(values: list[T]) -> list[T]:
     """The lists of all processes, one after the other."""
     if not dist.is_initialized():
@@ -148,3 +158,13 @@ def gathered(values: list[T]) -> list[T]:
     parts: list[list[T]] = [[] for _ in range(num_processes())]
     dist.all_gather_object(parts, values)
     return [value for part in parts for value in part]
+
+
+@contextlib.contextmanager
+def first_before_others() -> Iterator[None]:
+    """The first process does the work, the others do it after it (and find it done)."""
+    if dist.is_initialized() and rank() > 0:
+        dist.barrier()
+    yield
+    if dist.is_initialized() and rank() == 0:
+        dist.barrier()

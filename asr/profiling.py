@@ -85,7 +85,7 @@ class StepProfiler(Callback):
         for part, module in (
             ("features", model.features),
             ("encoder", model.encoder),
-            ("loss", pl_module.ctc_loss),
+            ("loss", pl_module.training_loss),
         ):
             module.register_forward_pre_hook(self._hook("other"))
             module.register_forward_hook(self._hook(part))

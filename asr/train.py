@@ -22,11 +22,12 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, Timer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from rich.console import Console
 
-from asr import build, checkpoint, finders, optim
+from asr import build, checkpoint, finders, optim, parallel
 from asr.augment.sounds import sounds_sha256
 from asr.averaging import MovingAverage, mean_of_weights
 from asr.callbacks import (
     AtomicCheckpointIO,
+    CoachLine,
     EpochLine,
     Interrupted,
     KeepBestAndLast,
@@ -90,13 +91,23 @@ class Corpus:
 def train(config: TrainConfig) -> int:
     """Train as configured; returns the exit code."""
     check_accelerator(config)
+    if config.trainer.devices > 1 and not parallel.is_launched():
+        return parallel.launch("asr.train", sys.argv[1:], config.trainer.devices)
+    with parallel.joined(use_gpu(config)):
+        run_dir, code = fit(config)
+    return finish(config, run_dir) if code == 0 and config.find is None and parallel.is_first() else code
+
+
+def fit(config: TrainConfig) -> tuple[Path, int]:
+    """The run directory of the training, and the exit code; in every process that takes part."""
     utterances = {split: read_split(config.data, split) for split in ("train", "dev")}
     manifests = describe_manifests(config)
     check_dev_is_complete(config, utterances["dev"])
-    resume_from = find_resume(config)
-    run_dir = resume_from.parent.parent if resume_from else make_run_dir(Path(config.run_dir))
-    setup_logging(run_dir / "train.log")
+    run_dir, resume_from = agree_on_run(config)
+    setup_logging(run_dir / "train.log" if parallel.is_first() else None)
     quieten_libraries()
+    if not parallel.is_first():
+        logging.getLogger("asr").setLevel(logging.ERROR)
     logger.info("run directory: %s", run_dir)
     if config.trainer.num_threads is not None:
         torch.set_num_threads(config.trainer.num_threads)
@@ -104,7 +115,8 @@ def train(config: TrainConfig) -> int:
 
     normalise = build.make_normalise(config.text)
     problems = recorded_problems(run_dir, utterances) if resume_from else None
-    facts = inspect_splits(config.doctor, config.data, utterances) if problems is None else {}
+    with parallel.first_before_others():
+        facts = inspect_splits(config.doctor, config.data, utterances) if problems is None else {}
     readable = {
         split: select_readable(
             of_split, normalise, problems[split] if problems else unusable(split, of_split, facts[split])
@@ -121,32 +133,45 @@ def train(config: TrainConfig) -> int:
     )
     acoustic_model = build.make_acoustic_model(config.features, config.model, tokenizer.vocab_size)
     corpus = select_corpus(config, readable["train"], readable["dev"], tokenizer, acoustic_model)
-    report_corpus(corpus, run_dir)
-    if facts:
+    if parallel.is_first():
+        report_corpus(corpus, run_dir)
+    if facts and parallel.is_first():
         splits = {"train": corpus.train, "dev": corpus.dev}
         examined = [ExaminedSplit(name, utterances[name], facts[name], splits[name]) for name in splits]
         report_findings(find_problems(examined, acoustic_model.features.sample_rate), run_dir)
     if config.init_from is not None and resume_from is None:
         warm_start(config.init_from, acoustic_model, tokenizer)
     datamodule, module = make_modules(config, corpus, tokenizer, acoustic_model, manifests)
-    write_run_files(config, run_dir, module.recipe)
+    if parallel.is_first():
+        write_run_files(config, run_dir, module.recipe)
     if config.find is not None:
         find(config, datamodule, module, tokenizer.vocab_size, run_dir)
-        return 0
+        return run_dir, 0
     trainer = make_trainer(config, run_dir, module.training_loss.part_names)
     try:
         trainer.fit(module, datamodule, ckpt_path=resume_from, weights_only=True)
     except Interrupted:
         logger.info("interrupted; go on with: %s", resume_command(run_dir))
-        return 130
+        return run_dir, 130
     except SystemExit:  # what Lightning makes of a KeyboardInterrupt
         logger.info("stopped; go on from the last finished epoch with: %s", resume_command(run_dir))
-        return 130
+        return run_dir, 130
     last = run_dir / checkpoint.CHECKPOINT_FOLDER / checkpoint.LAST
-    if not last.exists():  # stopped before the first validation
+    if not parallel.from_first(str(last) if last.exists() else ""):  # stopped before the first validation
         trainer.save_checkpoint(last)
-    average_best(trainer, run_dir)
-    return finish(config, run_dir)
+    if parallel.is_first():
+        average_best(trainer, run_dir)
+    return run_dir, 0
+
+
+def agree_on_run(config: TrainConfig) -> tuple[Path, Path | None]:
+    """Run directory, and the checkpoint to go on from; the first process decides."""
+    resume_from, run_dir = None, Path(config.run_dir)
+    if parallel.is_first():
+        resume_from = find_resume(config)
+        run_dir = resume_from.parent.parent if resume_from else make_run_dir(run_dir)
+    resumed = parallel.from_first(str(resume_from or ""))
+    return Path(parallel.from_first(str(run_dir))), Path(resumed) if resumed else None
 
 
 # ------------------------------------------------------------------ data
@@ -370,8 +395,12 @@ def check_accelerator(config: TrainConfig) -> None:
     """Say at once that there is no GPU, before any file is read.
 
     Raises:
-        ConfigError: a GPU is asked for and none is usable.
+        ConfigError: a GPU is asked for and none is usable, or more than there are.
     """
+    if use_gpu(config) and config.trainer.devices > torch.cuda.device_count():
+        raise ConfigError(
+            f"trainer.devices={config.trainer.devices}, but there are {torch.cuda.device_count()} GPUs here"
+        )
     if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise ConfigError("trainer.accelerator=gpu but no GPU is usable here; use auto or cpu")
 
@@ -436,7 +465,9 @@ def make_trainer(config: TrainConfig, run_dir: Path, loss_parts: Sequence[str] =
     options = config.trainer
     return pl.Trainer(
         accelerator="gpu" if use_gpu(config) else "cpu",
-        devices=1,
+        devices=parallel.num_local_processes(),
+        num_nodes=parallel.num_processes() // parallel.num_local_processes(),
+        strategy="ddp" if parallel.num_processes() > 1 else "auto",
         precision="bf16-mixed" if use_bf16(config) else "32-true",
         max_epochs=options.max_epochs,
         gradient_clip_val=options.gradient_clip_norm,
@@ -462,6 +493,7 @@ def make_callbacks(config: TrainConfig, run_dir: Path) -> list[Callback]:
     callbacks: list[Callback] = [] if options.ema_decay is None else [MovingAverage(options.ema_decay)]
     callbacks += [
         EpochLine(options.num_dev_samples),
+        CoachLine(options.gradient_clip_norm),
         SaveBetween(folder / checkpoint.LAST, options.save_every_minutes),
     ]
     if options.progress_bar and sys.stderr.isatty():
@@ -482,6 +514,8 @@ def make_callbacks(config: TrainConfig, run_dir: Path) -> list[Callback]:
 
 def make_loggers(config: TrainConfig, run_dir: Path, loss_parts: Sequence[str]) -> list[Logger]:
     loggers: list[Logger] = []
+    if not parallel.is_first():
+        return loggers
     if config.logger.tensorboard:
         loggers.append(TensorBoardLogger(run_dir, name="", version="tensorboard"))
     if config.logger.csv:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from asr.ctc import CTCLoss
+from asr.ctc.variants import VariantLoss
 from asr.dataset import SpeechDataset
 from asr.profiling import StepProfile, StepProfiler
 from asr.train import train
@@ -56,7 +56,7 @@ def test_slow_data_is_named(
 def test_a_slow_loss_is_named(
     tiny_train_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slowed(monkeypatch, CTCLoss, "forward")
+    slowed(monkeypatch, VariantLoss, "forward")
     profile = run(tiny_train_config, tmp_path, monkeypatch)
     assert profile.share("loss") > 0.5
     assert "loss.backend" in profile.advice()

@@ -170,15 +170,17 @@ def weights(module: CtcModule) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in module.acoustic_model.named_parameters()}
 
 
-def test_accumulated_step_is_the_mean_of_its_batches(
+def test_accumulated_step_is_that_of_one_large_batch(
     tiny_train_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gradients: list[list[torch.Tensor]] = []
     states: list[dict[str, torch.Tensor]] = []
+    num_labels: list[int] = []
 
     def at_start(module: CtcModule, batch: Any, number: int) -> None:
         states.append(weights(module))
         gradients.append(by_hand(module, batch)[1])
+        num_labels.append(int(batch.target_lengths.sum()))
 
     at_batches(monkeypatch, "start", at_start)
     options = ["trainer.accumulate_batches=4", "trainer.gradient_clip_norm=1e9"]
@@ -186,8 +188,11 @@ def test_accumulated_step_is_the_mean_of_its_batches(
     checkpoint = last_checkpoint(tmp_path / "run")
     assert checkpoint["global_step"] == 1
     names = states[0].keys()
+    assert len(set(num_labels)) > 1  # so that a mean of means would be another step
+    shares = [number / sum(num_labels) for number in num_labels]
     for name, of_batches in zip(names, zip(*gradients, strict=True), strict=True):
-        expected = states[0][name] - 0.5 * torch.stack(of_batches).mean(dim=0)
+        mean = sum(share * gradient for share, gradient in zip(shares, of_batches, strict=True))
+        expected = states[0][name] - 0.5 * mean
         found = checkpoint["state_dict"][f"acoustic_model.{name}"]
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
@@ -226,7 +231,7 @@ def spoil_gradient(monkeypatch: pytest.MonkeyPatch, utterance_id: str) -> None:
     def shared_step(self: CtcModule, batch: Any) -> StepResult:
         result = true_step(self, batch)
         if utterance_id in batch.utterance_ids and self.training:
-            return result._replace(loss=result.loss + (result.loss - result.loss).sqrt())
+            return result._replace(losses=result.losses + (result.losses - result.losses).sqrt())
         return result
 
     monkeypatch.setattr(CtcModule, "shared_step", shared_step)
@@ -242,6 +247,33 @@ def test_not_finite_stops_and_names_the_utterance(
     assert "trainer.non_finite_loss=skip" in message
     num_named = sum(f"train-{number}" in message for number in range(8))
     assert num_named == (1 if spoil is spoil_loss else 2)  # a gradient belongs to the whole batch
+
+
+def test_the_layer_where_it_begins_is_named(
+    tiny_train_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overflow(module: CtcModule, batch: Any, number: int) -> None:
+        with torch.no_grad():
+            module.acoustic_model.encoder.rnns[0].backward_lstm.bias_hh_l0[0] = torch.inf
+            module.acoustic_model.encoder.rnns[0].backward_lstm.bias_ih_l0[0] = -torch.inf
+
+    at_batches(monkeypatch, "start", overflow)
+    message = refusal(tiny_train_config(tmp_path / "run"), TrainingError)
+    assert "loss is not finite at step 0 (it begins in encoder.rnns.0.backward_lstm)" in message
+
+
+def test_the_gradient_where_it_begins_is_named(
+    tiny_train_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(module: CtcModule, batch: Any, number: int) -> None:
+        if number == 0:  # as if it came back infinite to the output of the LSTM
+            for name, parameter in module.acoustic_model.named_parameters():
+                if "output" not in name:
+                    parameter.register_hook(lambda gradient: gradient * torch.inf)
+
+    at_batches(monkeypatch, "start", spoil)
+    message = refusal(tiny_train_config(tmp_path / "run"), TrainingError)
+    assert "gradient is not finite at step 0 (it begins in encoder.rnns.0." in message
 
 
 @pytest.mark.parametrize("spoil", [spoil_loss, spoil_gradient])
@@ -310,7 +342,8 @@ def test_best_is_the_epoch_with_the_lowest_dev_wer_and_last_the_last(
     wers = iter([0.9, 0.3, 0.6, 0.3])
 
     def pretend(module: CtcModule) -> None:
-        module.log_dict(dict.fromkeys(("dev/cer", "dev/loss", "dev/blank_rate"), 0.5), logger=False)
+        names = ("cer", "loss", "blank_rate", "entropy", "length_ratio")
+        module.log_dict({f"dev/{name}": 0.5 for name in names}, logger=False)
         module.log("dev/wer", next(wers), logger=False)
 
     monkeypatch.setattr(CtcModule, "on_validation_epoch_end", pretend)

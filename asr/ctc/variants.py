@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from asr.ctc.loss import Backend, CTCLoss
 from asr.records import Emissions
@@ -167,10 +167,13 @@ class VariantLoss(nn.Module):
 
     @torch.no_grad()
     def _follow_priors(self, log_probs: Tensor, lengths: Tensor) -> None:
-        """Move the priors towards the mean posterior of the real frames of this batch."""
+        """Move the priors towards the mean posterior of the real frames of this batch, in all processes."""
         assert self.log_prior is not None
         sums = (log_probs.exp() * _frame_mask(log_probs, lengths).unsqueeze(2)).sum(dim=(0, 1))
-        mean = sums / lengths.sum().clamp(min=1)
+        totals = torch.cat([sums, lengths.sum().view(1).to(sums.dtype)])
+        if distributed.is_initialized():
+            distributed.all_reduce(totals)
+        mean = totals[:-1] / totals[-1].clamp(min=1)
         prior = _PRIOR_MOMENTUM * self.log_prior.exp() + (1 - _PRIOR_MOMENTUM) * mean
         self.log_prior.copy_(prior.clamp_min(_LEAST_PRIOR).log())
 
