@@ -939,6 +939,31 @@ class TuneConfig:
 
 
 @dataclass
+class CompareConfig:
+    """``python -m asr.compare``."""
+
+    reports: list[str] = field(default_factory=list)
+    metric: str = "wer"
+    unit: str = "utterance"
+    group_seeds: bool = True
+    level: float = 0.95
+    min_shared: float = 0.5
+    num_resamples: int = 10_000
+    seed: int = 0
+    max_slices: int = 10
+    output: str | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("metric", self.metric, ["wer", "cer"])
+        check_choice("unit", self.unit, ["utterance", "speaker"])
+        check_range("level", self.level, at_least=0.5, at_most=0.999)
+        check_range("min_shared", self.min_shared, above=0, at_most=1)
+        check_range("num_resamples", self.num_resamples, at_least=100)
+        check_range("seed", self.seed, at_least=0)
+        check_range("max_slices", self.max_slices, at_least=0)
+
+
+@dataclass
 class TranscribeConfig:
     """``python -m asr.transcribe``. ``format`` is one name or, for files, a list of them."""
 

@@ -4,6 +4,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,14 @@ def command_line() -> str:
     is_module = program.suffix == ".py" and program.parent == Path(__file__).parent
     start = ["python", "-m", f"asr.{program.stem}"] if is_module else [program.name]
     return shlex.join([*start, *sys.argv[1:]])
+
+
+def flatten(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested options as ``{"group.option": value}``."""
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -58,7 +58,7 @@ from asr.manifest import manifest_sha256
 from asr.models.acoustic import AcousticModel
 from asr.module import CtcModule
 from asr.profiling import StepProfiler
-from asr.provenance import command_line, describe_environment
+from asr.provenance import command_line, describe_environment, flatten
 from asr.records import Problem, Utterance
 from asr.report.corpus_report import FINDINGS_NAME, write_findings
 from asr.report.json_report import write_report
@@ -621,14 +621,6 @@ def check_same_manifests(
         raise ConfigError(
             f"cannot go on from {path}: changed since then: {', '.join(changed)}; start a new run instead"
         )
-
-
-def flatten(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested options as ``{"group.option": value}``."""
-    flat: dict[str, Any] = {}
-    for name, value in options.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
 
 
 def resume_command(run_dir: Path) -> str:

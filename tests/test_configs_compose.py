@@ -15,6 +15,7 @@ from asr.cli import CONFIG_DIR
 from asr.config import (
     KINDS,
     AugmentPreviewConfig,
+    CompareConfig,
     DoctorConfig,
     DoctorOptions,
     EvaluateConfig,
@@ -41,6 +42,7 @@ COMMANDS = {
     "explain": ExplainConfig,
     "lm": LmConfig,
     "tune": TuneConfig,
+    "compare": CompareConfig,
 }
 CHOICES = sorted(str(path.relative_to(ROOT).with_suffix("")) for path in ROOT.glob("*/*.yaml"))
 GROUP_CHOICES = [choice for choice in CHOICES if not choice.startswith("experiment/")]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from asr.score import align_sclite
 from asr.stats import (
     SegmentErrors,
+    compare_groups,
     compare_paired,
     holm_adjust,
     matched_pairs_test,
@@ -307,3 +308,103 @@ def test_seed_summary_by_hand():
     assert math.isnan(summarise_seeds([0.05]).standard_deviation)
     with pytest.raises(ValueError, match="no rates"):
         summarise_seeds([])
+
+
+# --- several runs of each configuration -----------------------------------------------------------
+
+
+def simulate_runs(rng, num_runs, num_utterances, seed_noise):
+    """Runs of two equal configurations, each run with luck of its own; ``(runs, utterances)`` errors of both."""
+    lengths = rng.integers(3, 12, num_utterances)
+    difficulty = rng.beta(0.5, 6, num_utterances)
+    luck = np.exp(seed_noise * rng.standard_normal((2 * num_runs, 1)))
+    errors = rng.binomial(lengths, np.minimum(1, luck * difficulty))
+    return errors[:num_runs], errors[num_runs:], lengths
+
+
+def false_claims(num_runs, num_sets, seed_noise=0.3):
+    rng = np.random.default_rng(9)
+    claims = 0
+    for seed in range(num_sets):
+        group_a, group_b, lengths = simulate_runs(rng, num_runs, 200, seed_noise)
+        compared = compare_groups(group_a, group_b, lengths, num_resamples=400, seed=seed)
+        claims += compared.comparison.is_supported
+    return claims / num_sets
+
+
+@pytest.mark.parametrize("num_runs", [2, 3])
+def test_luck_of_the_seeds_is_not_taken_for_a_difference(num_runs):
+    # Three standard deviations of 5 % in 100 sets are 6.5 points.
+    assert false_claims(num_runs, 100) <= 0.11
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_runs", [2, 3, 5])
+def test_luck_of_the_seeds_in_many_sets(num_runs):
+    assert false_claims(num_runs, 800) <= 0.073  # three standard deviations are 2.3 points
+
+
+def test_one_run_of_each_is_a_comparison_of_models():
+    assert false_claims(1, 60) > 0.3
+    group_a, group_b, lengths = simulate_runs(np.random.default_rng(3), 1, 100, 0.3)
+    compared = compare_groups(group_a, group_b, lengths)
+    assert compared.seeds is None
+    assert compared.comparison == compare_paired(group_a[0], group_b[0], lengths)
+
+
+def test_seed_noise_by_hand():
+    lengths = [10] * 50
+    group_a = [[1] * 50, [2] * 50]  # rates 0.1, 0.2
+    group_b = [[4] * 50, [4] * 50, [5] * 50]  # rates 0.4, 0.4, 0.5
+    noise = compare_groups(group_a, group_b, lengths).seeds
+    assert noise.degrees_of_freedom == 3
+    assert noise.standard_deviation == pytest.approx(math.sqrt((0.005 + 0.02 / 3) / 3))
+    assert noise.standard_error == pytest.approx(noise.standard_deviation * math.sqrt(1 / 2 + 1 / 3))
+    # All utterances alike: the interval is Student's alone.
+    comparison = compare_groups(group_a, group_b, lengths, num_resamples=100_000).comparison
+    half = noise.standard_error * scipy.stats.t.ppf(0.975, 3)
+    assert comparison.interval.low == pytest.approx(-0.85 / 3 - half, rel=0.02)
+    expected = 2 * scipy.stats.t.sf(0.85 / 3 / noise.standard_error, 3)
+    assert comparison.p_value == pytest.approx(expected, rel=0.1)
+
+
+def test_runs_that_are_the_same_models_are_paired():
+    rng = np.random.default_rng(5)
+    group_a, _, lengths = simulate_runs(rng, 3, 100, 0.5)
+    group_b = group_a + (rng.random(group_a.shape) < 0.1)  # a decoder that adds an error to some utterances
+    apart = compare_groups(group_a, group_b, lengths)
+    together = compare_groups(group_a, group_b, lengths, paired_runs=True)
+    assert together.comparison.is_supported
+    assert not apart.comparison.is_supported
+    assert together.seeds.standard_error < apart.seeds.standard_error / 3
+    with pytest.raises(ValueError, match="3 and 2 runs"):
+        compare_groups(group_a, group_b[:2], lengths, paired_runs=True)
+
+
+def test_utterances_cannot_make_up_for_seeds():
+    rng = np.random.default_rng(6)
+    lengths = np.full(400, 10)
+    group_a = rng.binomial(10, np.array([[0.10], [0.20]]), (2, 400))
+    group_b = rng.binomial(10, np.array([[0.12], [0.22]]), (2, 400))
+    compared = compare_groups(group_a, group_b, lengths)
+    assert not compared.comparison.is_supported
+    assert compared.comparison.num_more_units is None
+    assert compared.seeds.num_more_runs > 10
+
+
+def test_detectable_difference_is_found_in_four_of_five_sets():
+    rng = np.random.default_rng(10)
+    detectable = np.median(
+        [
+            compare_paired(*simulate_pairs(rng, 300, 1.0), num_resamples=10).detectable_difference
+            for _ in range(20)
+        ]
+    )
+    errors_a, errors_b, lengths = simulate_pairs(rng, 200_000, 1.3)
+    difference = (errors_b - errors_a).sum() / lengths.sum()
+    factor = 1 + 0.3 * detectable / difference
+    found = sum(
+        compare_paired(*simulate_pairs(rng, 300, factor), num_resamples=300, seed=seed).p_value < 0.05
+        for seed in range(150)
+    )
+    assert 0.65 <= found / 150 <= 0.92

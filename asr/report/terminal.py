@@ -34,7 +34,7 @@ def print_report(report: EvaluationReport, console: Console, *, num_worst: int =
     """Print headline figures, exclusions and the ``num_worst`` utterances with the most errors."""
     for notice in _notices(report):
         style = "bold red" if notice.severity == "warning" else "dim"
-        console.print(Text(_visible(notice.text), style=style))
+        console.print(Text(visible(notice.text), style=style))
     console.print(headline_table(report))
     if report.excluded:
         console.print(_exclusions(report))
@@ -70,14 +70,14 @@ def aligned_utterance(result: UtteranceResult, *, width: int) -> RenderableType:
 def to_markdown(report: EvaluationReport, *, num_worst: int = 10, width: int = 100) -> str:
     """The same as Markdown, to paste into a page, a merge request or a message."""
     lines = ["# Evaluation", "", "| figure | value |", "|---|---|"]
-    lines += [f"| {_escape(name)} | {_escape(value)} |" for name, value in _headline(report)]
+    lines += [f"| {escape_markdown(name)} | {escape_markdown(value)} |" for name, value in _headline(report)]
     lines[1:1] = [
         line
         for notice in _notices(report)
-        for line in ("", f"> **{_escape(notice.severity)}**: {_escape(notice.text)}")
+        for line in ("", f"> **{escape_markdown(notice.severity)}**: {escape_markdown(notice.text)}")
     ]
     if report.excluded:
-        lines += ["", *(f"- {_escape(line)}" for line in _exclusions(report).plain.splitlines())]
+        lines += ["", *(f"- {escape_markdown(line)}" for line in _exclusions(report).plain.splitlines())]
     worst = worst_utterances(report, num_worst)
     if worst:
         lines += ["", f"## {_worst_title(len(worst), report)}"]
@@ -87,7 +87,7 @@ def to_markdown(report: EvaluationReport, *, num_worst: int = 10, width: int = 1
             for chunk in _chunks(result.alignment, width - len(_LABELS[0]))
             for label, row in zip(_LABELS, _rows(chunk), strict=True)
         ]
-        lines += ["", f"**{_escape(_utterance_title(result))}**", "", *_fenced(aligned)]
+        lines += ["", f"**{escape_markdown(_utterance_title(result))}**", "", *_fenced(aligned)]
     return "\n".join(lines) + "\n"
 
 
@@ -120,11 +120,12 @@ def format_percent(rate: float) -> str:
     return "–" if math.isnan(rate) else f"{100 * rate:.2f} %"
 
 
-def format_interval(interval: Interval) -> str:
-    """``95 % 3.10–7.90``, in percent; empty where there is no interval."""
+def format_interval(interval: Interval, *, sign: str = "") -> str:
+    """``95 % interval 3.10–7.90``, in percent; empty where there is none. ``sign="+"`` is for differences."""
     if math.isnan(interval.low):
         return ""
-    return f"{100 * interval.level:.0f} % interval {100 * interval.low:.2f}–{100 * interval.high:.2f}"
+    low, high = f"{100 * interval.low:{sign}.2f}", f"{100 * interval.high:{sign}.2f}"
+    return f"{100 * interval.level:g} % interval {low}{' to ' if sign else '–'}{high}"
 
 
 def _notices(report: EvaluationReport) -> tuple[Notice, ...]:
@@ -186,8 +187,8 @@ def _headline(report: EvaluationReport) -> Iterator[tuple[str, str]]:
     yield "Speed", _speed(report)
     weights = report.provenance.get("decoder_weights", {}).get("text", "none")
     if weights != "none":
-        yield "Weights", _visible(weights)
-    yield "Normaliser", _visible(report.normaliser)
+        yield "Weights", visible(weights)
+    yield "Normaliser", visible(report.normaliser)
     if report.num_excluded:
         yield "Not scored", f"{report.num_excluded} utterances"
 
@@ -226,7 +227,7 @@ def _join(*parts: str) -> str:
 
 
 def _exclusions(report: EvaluationReport) -> Text:
-    shown = [f"not scored: {_visible(item.id)}: {_visible(item.reason)}" for item in report.excluded]
+    shown = [f"not scored: {visible(item.id)}: {visible(item.reason)}" for item in report.excluded]
     hidden = len(shown) - _MAX_EXCLUDED_SHOWN
     if hidden > 0:
         shown = [*shown[:_MAX_EXCLUDED_SHOWN], f"… and {hidden} more, all in report.json"]
@@ -240,7 +241,7 @@ def _worst_title(num_shown: int, report: EvaluationReport) -> str:
 def _utterance_title(result: UtteranceResult) -> str:
     counts = result.counts
     words = f"{counts.num_errors} errors in {counts.num_reference} words"
-    return f"{_visible(result.id)}  {words}, {result.duration_seconds:.1f} s"
+    return f"{visible(result.id)}  {words}, {result.duration_seconds:.1f} s"
 
 
 # --- aligned words -----------------------------------------------------------------------------
@@ -251,7 +252,7 @@ _LABELS = ("REF  ", "HYP  ", "     ")
 def _rows(pairs: Sequence[AlignedPair]) -> tuple[list[str], list[str], list[str]]:
     """Reference, hypothesis and marks, each cell padded to the width of its column."""
     columns = [
-        (_visible(pair.reference) or _GAP, _visible(pair.hypothesis) or _GAP, _MARKS[pair.operation])
+        (visible(pair.reference) or _GAP, visible(pair.hypothesis) or _GAP, _MARKS[pair.operation])
         for pair in pairs
     ]
     padded = [[_pad(cell, max(map(cell_len, column))) for cell in column] for column in columns]
@@ -268,7 +269,7 @@ def _chunks(pairs: Sequence[AlignedPair], width: int) -> Iterator[list[AlignedPa
     chunk: list[AlignedPair] = []
     used = 0
     for pair in pairs:
-        needed = 1 + max(1, cell_len(_visible(pair.reference)), cell_len(_visible(pair.hypothesis)))
+        needed = 1 + max(1, cell_len(visible(pair.reference)), cell_len(visible(pair.hypothesis)))
         if chunk and used + needed > width:
             yield chunk
             chunk, used = [], 0
@@ -281,7 +282,7 @@ def _chunks(pairs: Sequence[AlignedPair], width: int) -> Iterator[list[AlignedPa
 # --- untrusted text ----------------------------------------------------------------------------
 
 
-def _visible(untrusted: str) -> str:
+def visible(untrusted: str) -> str:
     """Show control and format characters (escape sequences, text direction) instead of obeying them."""
     return "".join(
         "�" if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") else character
@@ -289,9 +290,9 @@ def _visible(untrusted: str) -> str:
     )
 
 
-def _escape(untrusted: str) -> str:
+def escape_markdown(untrusted: str) -> str:
     """Markdown and HTML in ``untrusted`` come out as they went in."""
-    escaped = re.sub(r"([\\`*_{}\[\]()#+!|~$-])", r"\\\1", _visible(untrusted))
+    escaped = re.sub(r"([\\`*_{}\[\]()#+!|~$-])", r"\\\1", visible(untrusted))
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
