@@ -201,7 +201,7 @@ def _words(report: EvaluationReport) -> Iterator[tuple[str, str]]:
         words = f"{found.num_words} words, {num_wrong} wrong"
         yield "Confidence", _join(_reliability(found.uncalibrated), words)
         if found.calibrated is not None:
-            how = f"temperature {found.temperature:.2f}, {_visible(found.source)}"
+            how = f"temperature {found.temperature:.2f}, {visible(found.source)}"
             yield "  calibrated", _join(_reliability(found.calibrated), how)
     if report.word_times is not None:
         times = report.word_times
