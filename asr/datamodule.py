@@ -11,6 +11,7 @@ from asr.augment import WaveformAugmenter
 from asr.dataset import Example, SpeechDataset
 from asr.records import Batch
 from asr.sampler import BucketSampler, Pick, SequentialSampler, Share
+from asr.tokenizer import Tokenizer
 
 
 class SpeechDataModule(pl.LightningDataModule):
@@ -26,7 +27,7 @@ class SpeechDataModule(pl.LightningDataModule):
         dev: Sequence[Example],
         *,
         sample_rate: int,
-        blank_id: int,
+        tokenizer: Tokenizer,
         augment: WaveformAugmenter,
         max_batch_utterances: int,
         max_batch_seconds: float,
@@ -38,14 +39,14 @@ class SpeechDataModule(pl.LightningDataModule):
         super().__init__()
         options: dict[str, Any] = {
             "sample_rate": sample_rate,
-            "blank_id": blank_id,
+            "tokenizer": tokenizer,
             "cache_bytes": cache_bytes,
         }
         self.train_set = SpeechDataset(train, augment=augment, **options)
         self.dev_set = SpeechDataset(dev, **options)
         limits: dict[str, Any] = {"max_utterances": max_batch_utterances, "max_seconds": max_batch_seconds}
         slowest = min(augment.speed_factors)
-        stretched = [duration / slowest for duration in self.train_set.durations]
+        stretched = self.train_set.durations / slowest
         self.train_sampler = BucketSampler(stretched, seed=seed, sortagrad_epochs=sortagrad_epochs, **limits)
         self.dev_sampler = SequentialSampler(self.dev_set.durations, **limits)
         self.num_workers = num_workers

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import eq
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
@@ -23,11 +25,11 @@ DURATION_TOLERANCE_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """An utterance with its normalised text and the labels to learn (empty where it has none)."""
+    """An utterance with its normalised text; one that is not learnable is scored, but has no target."""
 
     utterance: Utterance
     text: str
-    target: tuple[int, ...]
+    is_learnable: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +58,8 @@ def exclude(utterance: Utterance, problem: Problem) -> Exclusion:
     return Exclusion(utterance.id, problem.name, problem.detail, utterance.duration_seconds)
 
 
-def select_learnable(
-    readable: Selection, reasons: Callable[[Example], Problem | None], tokenizer: Tokenizer
-) -> Selection:
-    """For training: of the readable examples, those that CTC can learn from, with their targets.
+def select_learnable(readable: Selection, reasons: Callable[[Example], Problem | None]) -> Selection:
+    """For training: of the readable examples, those that CTC can learn from.
 
     Args:
         reasons: why an example cannot be learned from, or None (see :func:`unlearnable_reason`).
@@ -69,33 +69,27 @@ def select_learnable(
     for example in readable.examples:
         reason = reasons(example)
         if reason is None:
-            examples.append(with_target(example, tokenizer))
+            examples.append(example)
         else:
             exclusions.append(exclude(example.utterance, reason))
     return Selection(examples, exclusions)
 
 
-def select_scorable(
-    readable: Selection, reasons: Callable[[Example], Problem | None], tokenizer: Tokenizer
-) -> Selection:
+def select_scorable(readable: Selection, reasons: Callable[[Example], Problem | None]) -> Selection:
     """For validation: every readable example counts in the WER, learnable or not.
 
-    Those without a possible target keep an empty one and are left out of the dev loss alone.
+    Those without a possible target get an empty one and are left out of the dev loss alone.
     """
     examples: list[Example] = []
     without_target: list[Exclusion] = []
     for example in readable.examples:
         reason = reasons(example)
         if reason is None:
-            examples.append(with_target(example, tokenizer))
-        else:
             examples.append(example)
+        else:
+            examples.append(replace(example, is_learnable=False))
             without_target.append(exclude(example.utterance, reason))
     return Selection(examples, readable.exclusions, without_target)
-
-
-def with_target(example: Example, tokenizer: Tokenizer) -> Example:
-    return Example(example.utterance, example.text, tuple(tokenizer.encode(example.text)))
 
 
 def unlearnable_reason(
@@ -120,8 +114,10 @@ def unlearnable_reason(
     if unknown:
         shown = " ".join(repr(character) for character in sorted(unknown))
         return Problem("unknown_characters", f"unknown characters {shown}")
-    needed = num_label_frames(tokenizer.encode(example.text))
     available = num_frames(seconds)
+    needed = 2 * tokenizer.max_labels(example.text) - 1  # if all labels were alike
+    if needed > available:
+        needed = num_label_frames(tokenizer.encode(example.text))
     if needed > available:
         return Problem(
             "too_few_frames",
@@ -140,7 +136,7 @@ def select_readable(
     normalise: Callable[[str], str],
     problems: Sequence[Problem | None] | None = None,
 ) -> Selection:
-    """Examples (without targets) of the utterances whose audio can be used.
+    """Examples of the utterances whose audio can be used.
 
     Args:
         problems: why each utterance cannot be, or None, where that is known already; otherwise each
@@ -153,7 +149,9 @@ def select_readable(
     exclusions: list[Exclusion] = []
     for utterance, problem in zip(utterances, problems, strict=True):
         if problem is None:
-            examples.append(Example(utterance, normalise(utterance.text), ()))
+            text = normalise(utterance.text)
+            # Mostly nothing changes: then one copy of the text is enough.
+            examples.append(Example(utterance, utterance.text if text == utterance.text else text))
         else:
             exclusions.append(exclude(utterance, problem))
     return Selection(examples, exclusions)
@@ -191,7 +189,7 @@ class SpeechDataset(Dataset[Batch]):
     Args:
         examples: what :func:`select_learnable` or :func:`select_readable` kept.
         sample_rate: Hz of the returned waveforms.
-        blank_id: pads the targets.
+        tokenizer: encodes the targets, whose padding is its blank.
         augment: changes the waveforms, in training only.
         cache_bytes: decoded audio kept in memory (by each loader process), up to this size.
     """
@@ -201,13 +199,13 @@ class SpeechDataset(Dataset[Batch]):
         examples: Sequence[Example],
         *,
         sample_rate: int,
-        blank_id: int,
+        tokenizer: Tokenizer,
         augment: WaveformAugmenter | None = None,
         cache_bytes: int = 0,
     ) -> None:
         self.examples = examples
         self.sample_rate = sample_rate
-        self.blank_id = blank_id
+        self.tokenizer = tokenizer
         self.augment = augment
         self._cache: dict[int, Tensor] = {}
         self._cache_bytes_left = cache_bytes
@@ -216,8 +214,15 @@ class SpeechDataset(Dataset[Batch]):
         return len(self.examples)
 
     @property
-    def durations(self) -> list[float]:
-        return [example.utterance.duration_seconds for example in self.examples]
+    def durations(self) -> NDArray[np.float64]:
+        """``(examples,)``, in seconds."""
+        seconds = (example.utterance.duration_seconds for example in self.examples)
+        return np.fromiter(seconds, np.float64, len(self.examples))
+
+    def target(self, position: int) -> list[int]:
+        """The labels to learn; empty where there are none."""
+        example = self.examples[position]
+        return self.tokenizer.encode(example.text) if example.is_learnable else []
 
     def __getitem__(self, picks: Sequence[Pick]) -> Batch:
         """The batch of these picks.
@@ -226,7 +231,9 @@ class SpeechDataset(Dataset[Batch]):
             AudioError: a file turned out to be unreadable; names it.
         """
         waveforms = [self._waveform(pick) for pick in picks]
-        return collate([self.examples[pick.position] for pick in picks], waveforms, picks, self.blank_id)
+        targets = [[] if pick.is_filler else self.target(pick.position) for pick in picks]
+        examples = [self.examples[pick.position] for pick in picks]
+        return collate(examples, targets, waveforms, picks, self.tokenizer.blank_id)
 
     def _waveform(self, pick: Pick) -> Tensor:
         waveform = self._cache.get(pick.position)
@@ -263,18 +270,22 @@ def load_segment(utterance: Utterance, info: AudioInfo, sample_rate: int) -> Ten
 
 
 def collate(
-    examples: Sequence[Example], waveforms: Sequence[Tensor], picks: Sequence[Pick], blank_id: int
+    examples: Sequence[Example],
+    targets: Sequence[Sequence[int]],
+    waveforms: Sequence[Tensor],
+    picks: Sequence[Pick],
+    blank_id: int,
 ) -> Batch:
     """Pad to the longest of the batch: waveforms with zeros, targets with the blank."""
-    targets = [
-        torch.tensor(() if pick.is_filler else example.target, dtype=torch.int64)
-        for example, pick in zip(examples, picks, strict=True)
-    ]
     return Batch(
         utterance_ids=tuple(example.utterance.id for example in examples),
         waveforms=pad_sequence(list(waveforms), batch_first=True),
         waveform_lengths=torch.tensor([len(waveform) for waveform in waveforms]),
-        targets=pad_sequence(targets, batch_first=True, padding_value=blank_id),
+        targets=pad_sequence(
+            [torch.tensor(target, dtype=torch.int64) for target in targets],
+            batch_first=True,
+            padding_value=blank_id,
+        ),
         target_lengths=torch.tensor([len(target) for target in targets]),
         texts=tuple(example.text for example in examples),
         seeds=torch.tensor([pick.seed for pick in picks]),

@@ -165,9 +165,8 @@ def severity(check: str, split: str) -> Severity:
 
 def characters_per_second(examples: Sequence[Example]) -> NDArray[np.float64]:
     """``(examples,)``: the rate of speech, by normalised text."""
-    return np.array(
-        [len(example.text) / example.utterance.duration_seconds for example in examples], np.float64
-    )
+    rates = (len(example.text) / example.utterance.duration_seconds for example in examples)
+    return np.fromiter(rates, np.float64, len(examples))
 
 
 def _finding(check: str, split: str, utterance: Utterance, detail: str) -> Finding:
@@ -203,18 +202,22 @@ def _audio_oddities(split: ExaminedSplit, sample_rate: int) -> Iterator[Finding]
 
 def _ends_before_file(splits: Sequence[ExaminedSplit]) -> Iterator[Finding]:
     """Utterances that are the only one of their file, from its beginning, but not to its end."""
-    uses = Counter(utterance.audio_path for split in splits for utterance in split.utterances)
+    suspects: list[tuple[str, Utterance, float]] = []
     for split in splits:
         if split.facts is None:
             continue
-        durations = np.array([utterance.duration_seconds for utterance in split.utterances])
-        longer = split.facts.file_seconds > durations + DURATION_TOLERANCE_SECONDS
-        for position in np.flatnonzero(longer).tolist():
-            utterance = split.utterances[position]
-            if utterance.offset_seconds == 0 and uses[utterance.audio_path] == 1:
-                seconds = split.facts.file_seconds[position]
-                detail = f"described as {utterance.duration_seconds:.2f} s, the file has {seconds:.2f} s"
-                yield _finding("shorter_than_file", split.name, utterance, detail)
+        described = np.array([(u.duration_seconds, u.offset_seconds) for u in split.utterances])
+        longer = split.facts.file_seconds > described[:, 0] + DURATION_TOLERANCE_SECONDS
+        for position in np.flatnonzero(longer & (described[:, 1] == 0)).tolist():
+            seconds = float(split.facts.file_seconds[position])
+            suspects.append((split.name, split.utterances[position], seconds))
+    if not suspects:
+        return
+    uses = Counter(utterance.audio_path for split in splits for utterance in split.utterances)
+    for name, utterance, seconds in suspects:
+        if uses[utterance.audio_path] == 1:
+            detail = f"described as {utterance.duration_seconds:.2f} s, the file has {seconds:.2f} s"
+            yield _finding("shorter_than_file", name, utterance, detail)
 
 
 def _used(split: ExaminedSplit) -> Iterator[tuple[int, Example]]:
@@ -233,9 +236,17 @@ def _in_protected_order(splits: Sequence[ExaminedSplit]) -> list[ExaminedSplit]:
 def _shared_audio(splits: Sequence[ExaminedSplit]) -> Iterator[Finding]:
     """By a hash of the samples where all were decoded, else by file and place in it."""
     is_decoded = all(split.facts is not None and split.facts.is_decoded for split in splits)
+    ordered = _in_protected_order(splits)
+    # Of millions of recordings few are alike: only those of equal numbers are compared by their keys.
+    numbers = np.concatenate([_audio_numbers(split, is_decoded) for split in ordered])
+    repeated = _repeated(numbers)
     first: dict[bytes | tuple[Path, float, float], tuple[str, Example]] = {}
-    for split in _in_protected_order(splits):
+    place = 0
+    for split in ordered:
         for position, example in _used(split):
+            place += 1
+            if not repeated[place - 1]:
+                continue
             utterance = example.utterance
             key: bytes | tuple[Path, float, float]
             if is_decoded and split.facts is not None:
@@ -254,9 +265,33 @@ def _shared_audio(splits: Sequence[ExaminedSplit]) -> Iterator[Finding]:
             yield _finding(check, split.name, utterance, detail)
 
 
+def _audio_numbers(split: ExaminedSplit, is_decoded: bool) -> NDArray[np.int64]:
+    """``(examples,)``: equal for equal recordings, and rarely for others."""
+    examples = split.selection.examples
+    if is_decoded and split.facts is not None:
+        positions = np.fromiter((position for position, _ in _used(split)), np.int64, len(examples))
+        return split.facts.digests[positions].view(np.int64)[:, 0]
+    keys = (
+        (e.utterance.audio_path, e.utterance.offset_seconds, e.utterance.duration_seconds) for e in examples
+    )
+    return np.fromiter(map(hash, keys), np.int64, len(examples))
+
+
+def _repeated(numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of them occur more than once."""
+    order = np.argsort(numbers, kind="stable")
+    same = np.diff(numbers[order]) == 0
+    repeated = np.zeros(len(numbers), np.bool_)
+    repeated[order[1:][same]] = repeated[order[:-1][same]] = True
+    return repeated
+
+
 def _shared_texts_and_speakers(splits: Sequence[ExaminedSplit]) -> Iterator[Finding]:
     """What dev has in common with train, and test with either: held against dev and test, which measure."""
     ordered = [split for name in reversed(_PROTECTED_FIRST) for split in splits if split.name == name]
+    measured = {
+        example.text for split in ordered if split.name != "train" for example in split.selection.examples
+    }
     texts: dict[str, str] = {}
     speakers: dict[str, str] = {}
     for split in ordered:
@@ -269,7 +304,7 @@ def _shared_texts_and_speakers(splits: Sequence[ExaminedSplit]) -> Iterator[Find
                 detail = f"speaker {utterance.speaker} is also in {speakers[utterance.speaker]}"
                 yield _finding("speaker_in_several_splits", split.name, utterance, detail)
         for example in split.selection.examples:
-            if example.text:
+            if example.text and example.text in measured:  # the others are not asked for
                 texts.setdefault(example.text, split.name)
             if example.utterance.speaker:
                 speakers.setdefault(example.utterance.speaker, split.name)

@@ -95,11 +95,15 @@ def inspect_audio(
     for start, inspected in _in_parallel(
         inspect_chunk, range(0, len(utterances), _CHUNK), num_threads or os.cpu_count() or 1
     ):
-        for position, (info, digest, problems) in enumerate(inspected, start=start):
-            if info is not None:
-                facts.sample_rates[position] = info.sample_rate
-                facts.num_channels[position] = info.num_channels
-                facts.file_seconds[position] = info.duration_seconds
+        here = slice(start, start + len(inspected))
+        headers = [
+            (0, 0, 0.0) if info is None else (info.sample_rate, info.num_channels, info.duration_seconds)
+            for info, _, _ in inspected
+        ]
+        facts.sample_rates[here], facts.num_channels[here], facts.file_seconds[here] = zip(
+            *headers, strict=True
+        )
+        for position, (_, digest, problems) in enumerate(inspected, start=start):
             if digest:
                 facts.digests[position] = np.frombuffer(digest, np.uint8)
             if problems:
@@ -155,7 +159,7 @@ def audio_fingerprint(utterances: Sequence[Utterance], manifest_sha256: str) -> 
     digest = hashlib.sha256(f"{_CACHE_VERSION} {manifest_sha256}".encode())
     previous = None
     for utterance in utterances:
-        if utterance.audio_path == previous:
+        if utterance.audio_path is previous or utterance.audio_path == previous:
             continue
         previous = utterance.audio_path
         try:

@@ -9,8 +9,9 @@ import hashlib
 import json
 import math
 import os
+import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -44,12 +45,12 @@ def read_manifest(path: str | Path, *, allow_empty_text: bool = True) -> list[Ut
     utterances: list[Utterance] = []
     line_numbers: list[int] = []
     problems: list[str] = []
-    folder = Path(os.path.abspath(path.parent))
+    resolve = _make_resolve(Path(os.path.abspath(path.parent)))
     for line_number, line in enumerate(_read_lines(path), start=1):
         if not line.strip():
             continue
         try:
-            utterances.append(_parse_line(line, folder, allow_empty_text))
+            utterances.append(_parse_line(line, resolve, allow_empty_text))
             line_numbers.append(line_number)
         except _BadLineError as error:
             problems.append(f"line {line_number}: {error}")
@@ -139,7 +140,20 @@ def _read_lines(path: Path) -> Iterable[bytes]:
         yield from file
 
 
-def _parse_line(line: bytes, folder: Path, allow_empty_text: bool) -> Utterance:
+def _make_resolve(folder: Path) -> Callable[[str], Path]:
+    """Audio path as written → absolute; the segments of a file, which stand together, share one path."""
+    last_name, last_path = "", folder
+
+    def resolve(name: str) -> Path:
+        nonlocal last_name, last_path
+        if name != last_name:
+            last_name, last_path = name, folder / name
+        return last_path
+
+    return resolve
+
+
+def _parse_line(line: bytes, resolve: Callable[[str], Path], allow_empty_text: bool) -> Utterance:
     try:
         record = json.loads(line.decode())
     except UnicodeDecodeError as error:
@@ -167,10 +181,10 @@ def _parse_line(line: bytes, folder: Path, allow_empty_text: bool) -> Utterance:
         raise _BadLineError(f"offset must not be negative, not {offset:g}")
     return Utterance(
         id=_label(record, "id"),
-        audio_path=folder / audio_path,
+        audio_path=resolve(audio_path),
         duration_seconds=duration,
         text=text,
-        speaker=_label(record, "speaker"),
+        speaker=sys.intern(_label(record, "speaker")),
         offset_seconds=offset,
         extra=_extra(record),
     )
@@ -205,8 +219,9 @@ def _label(record: dict[str, Any], key: str) -> str:
 
 
 def _extra(record: dict[str, Any]) -> Mapping[str, Any]:
-    extra = {key: value for key, value in record.items() if key not in _KNOWN_KEYS}
-    return extra or _NO_EXTRA
+    if record.keys() <= _KNOWN_KEYS:
+        return _NO_EXTRA
+    return {key: value for key, value in record.items() if key not in _KNOWN_KEYS}
 
 
 def _json(value: Any) -> str:
@@ -215,6 +230,9 @@ def _json(value: Any) -> str:
 
 
 def _duplicate_ids(utterances: list[Utterance], line_numbers: list[int]) -> list[str]:
+    ids = {utterance.id for utterance in utterances}
+    if len(ids) == len(utterances):
+        return []
     first_lines: dict[str, int] = {}
     problems = []
     for utterance, line_number in zip(utterances, line_numbers, strict=True):

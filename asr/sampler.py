@@ -1,10 +1,12 @@
 """Which utterances share a batch: plans that are pure functions of their arguments."""
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from math import ceil
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 MAX_BUCKETS = 30
@@ -53,7 +55,7 @@ class BucketSampler(Sampler[list[Pick]]):
 
     def __init__(
         self,
-        durations: Sequence[float],
+        durations: Sequence[float] | NDArray[np.float64],
         *,
         max_utterances: int,
         max_seconds: float,
@@ -79,23 +81,21 @@ class BucketSampler(Sampler[list[Pick]]):
 
     def plan(self, epoch: int) -> list[list[Pick]]:
         """All batches of an epoch, in order."""
+        return list(self.batches(epoch))
+
+    def batches(self, epoch: int) -> Iterator[list[Pick]]:
+        """The same one by one: the picks of millions of utterances need not be there all at once."""
         generator = np.random.default_rng([self.seed, epoch])
         is_sorted = epoch < self.sortagrad_epochs
-        batches = [
+        planned = [
             chunk
             for bucket, num_batches in zip(self._buckets, self._batches_per_bucket, strict=True)
             for chunk in np.array_split(bucket if is_sorted else generator.permutation(bucket), num_batches)
         ]
-        order = np.arange(len(batches)) if is_sorted else generator.permutation(len(batches))
-        return [
-            [
-                Pick(int(index), int(seed))
-                for index, seed in zip(
-                    batches[number], generator.integers(2**62, size=len(batches[number])), strict=True
-                )
-            ]
-            for number in order
-        ]
+        order = np.arange(len(planned)) if is_sorted else generator.permutation(len(planned))
+        for number in order:
+            seeds = generator.integers(2**62, size=len(planned[number]))
+            yield list(map(Pick, planned[number].tolist(), seeds.tolist()))
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration yields (Lightning calls this)."""
@@ -109,14 +109,16 @@ class BucketSampler(Sampler[list[Pick]]):
         self._num_done = {self.epoch: num_batches}
 
     def __iter__(self) -> Iterator[list[Pick]]:
-        left = self.plan(self.epoch)[self._num_done.get(self.epoch, 0) :]
-        return (self.share.of(batch) for batch in left)
+        left = islice(self.batches(self.epoch), self._num_done.get(self.epoch, 0), None)
+        return map(self.share.of, left)
 
 
 class SequentialSampler(Sampler[list[Pick]]):
     """Every utterance once, longest first (an out-of-memory error comes at once), no randomness."""
 
-    def __init__(self, durations: Sequence[float], *, max_utterances: int, max_seconds: float) -> None:
+    def __init__(
+        self, durations: Sequence[float] | NDArray[np.float64], *, max_utterances: int, max_seconds: float
+    ) -> None:
         self.batches = batches_by_length(durations, max_utterances=max_utterances, max_seconds=max_seconds)
         self.share = Share()
 
@@ -128,7 +130,7 @@ class SequentialSampler(Sampler[list[Pick]]):
 
 
 def batches_by_length(
-    durations: Sequence[float], *, max_utterances: int, max_seconds: float
+    durations: Sequence[float] | NDArray[np.float64], *, max_utterances: int, max_seconds: float
 ) -> list[list[int]]:
     """Indices of ``durations`` in batches within both limits, longest first.
 

@@ -163,7 +163,7 @@ def select_split(
     speed = max(config.augment.speed_factors) if split == "train" else 1.0
     reasons = unlearnable(config.data, tokenizer, acoustic_model, speed, readable.examples)
     select = select_learnable if split == "train" else select_scorable
-    return select(readable, reasons, tokenizer)
+    return select(readable, reasons)
 
 
 def unlearnable(

@@ -46,7 +46,8 @@ def normalise(
     text = text.translate(_TYPOGRAPHY)
     if not keep_punctuation:
         text = text.translate(_PUNCTUATION)
-        text = " ".join(word.strip(_APOSTROPHE) for word in text.split())
+        if _APOSTROPHE in text:
+            text = " ".join(word.strip(_APOSTROPHE) for word in text.split())
     return " ".join(text.split())
 
 

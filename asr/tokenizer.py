@@ -54,6 +54,8 @@ class Tokenizer(ABC):
         self._blank_id = blank_id
         self._spellings = [*pieces[:blank_id], BLANK_DISPLAY, *pieces[blank_id:]]
         self._characters = frozenset(piece for piece in pieces if len(piece) == 1)
+        alphabet = "".join(map(re.escape, sorted(self._characters)))
+        self._known_text = re.compile(f"[{alphabet}]*" if alphabet else "")
 
     @property
     def vocab_size(self) -> int:
@@ -111,9 +113,18 @@ class Tokenizer(ABC):
 
     def unknown_characters(self, text: str) -> Counter[str]:
         """Return the characters of ``text`` that have no token, with their counts."""
+        if self._known_text.fullmatch(text):
+            return Counter()
         text = _single_spaced(text)
-        unknown = {character for character in set(text) if not self._knows(character)}
-        return Counter(character for character in text if character in unknown) if unknown else Counter()
+        unknown = set(text) - self._characters
+        return Counter(character for character in text if character in unknown)
+
+    def max_labels(self, text: str) -> int:
+        """What :meth:`encode` stays within, known without its work: every label spells at least a character.
+
+        One more, since sentencepiece puts a space in front.
+        """
+        return len(text) + 1
 
     @property
     def fingerprint(self) -> str:
@@ -127,9 +138,6 @@ class Tokenizer(ABC):
     @abstractmethod
     def _encode_known(self, text: str) -> list[int]:
         """Encode single-spaced ``text`` all of whose characters are known."""
-
-    def _knows(self, character: str) -> bool:
-        return character in self._characters
 
     def _spelling(self, token_id: int) -> str:
         if not 0 <= token_id < self.vocab_size or token_id == self._blank_id:
@@ -272,7 +280,7 @@ class PartialTokenizer(Tokenizer):
     def encode(self, text: str) -> list[int]:
         labels: list[int] = []
         parts = text.split(self.wildcard)
-        space = " " if self._knows(" ") else ""
+        space = " " if " " in self._characters else ""
         for number, part in enumerate(parts):
             self.tokenizer.encode(part)  # refuses what it does not know
             known = _single_spaced(part)
@@ -284,6 +292,9 @@ class PartialTokenizer(Tokenizer):
 
     def unknown_characters(self, text: str) -> Counter[str]:
         return self.tokenizer.unknown_characters(text.replace(self.wildcard, " "))
+
+    def max_labels(self, text: str) -> int:
+        return self.tokenizer.max_labels(text) + text.count(self.wildcard)  # each begins another part
 
     def state(self) -> dict[str, Any]:
         return self.tokenizer.state()

@@ -193,7 +193,11 @@ def select_corpus(
     train_set = select_split(config, "train", train_readable, tokenizer, acoustic_model)
     dev_set = select_split(config, "dev", dev_readable, tokenizer, acoustic_model)
     for name, readable in (("train", train_readable), ("dev", dev_readable)):
-        utterances = [dataclasses.replace(e.utterance, text=e.text) for e in readable.examples]
+        utterances = [
+            dataclasses.replace(example.utterance, text=example.text)
+            for example in readable.examples
+            if tokenizer.unknown_characters(example.text)
+        ]
         for line in report_unknown_characters(tokenizer, utterances).lines():
             logger.warning("%s: character unknown to the tokenizer: %s", name, line)
     for name, selection in (("train", train_set), ("dev", dev_set)):
@@ -303,7 +307,7 @@ def make_modules(
         corpus.train.examples,
         corpus.dev.examples,
         sample_rate=features.sample_rate,
-        blank_id=tokenizer.blank_id,
+        tokenizer=build.make_target_tokenizer(config.text, tokenizer),
         augment=waveform_augmenter,
         max_batch_utterances=config.data.max_batch_utterances,
         max_batch_seconds=config.data.max_batch_seconds,
@@ -440,7 +444,10 @@ def find(
     examples = datamodule.train_set.examples
     slowest = min(config.augment.speed_factors)
     durations = [example.utterance.duration_seconds / slowest for example in examples]
-    density = max(len(example.target) / example.utterance.duration_seconds for example in examples)
+    density = max(
+        len(datamodule.train_set.target(position)) / example.utterance.duration_seconds
+        for position, example in enumerate(examples)
+    )
     device = module.device
     gib = config.trainer.memory_gib
     budget = finders.memory_budget(device) if gib is None else int(gib * 2**30)

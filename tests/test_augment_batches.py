@@ -18,6 +18,7 @@ from asr.dataset import Example
 from asr.errors import ConfigError
 from asr.manifest import read_manifest
 from asr.records import Batch, Features
+from asr.tokenizer import CharTokenizer
 from asr.train import train
 
 Compose = Callable[..., Any]
@@ -40,9 +41,7 @@ def everything(noise_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def make_datamodule(config: TrainConfig, corpus: TinyCorpus) -> SpeechDataModule:
     examples = {
-        split: [
-            Example(utterance, utterance.text, (1, 2)) for utterance in read_manifest(corpus.manifest(split))
-        ]
+        split: [Example(utterance, utterance.text) for utterance in read_manifest(corpus.manifest(split))]
         for split in ("train", "dev")
     }
     front_end = build.make_acoustic_model(config.features, config.model, vocab_size=5).features
@@ -51,7 +50,7 @@ def make_datamodule(config: TrainConfig, corpus: TinyCorpus) -> SpeechDataModule
         examples["train"],
         examples["dev"],
         sample_rate=config.features.sample_rate,
-        blank_id=0,
+        tokenizer=CharTokenizer.train(example.text for example in examples["train"]),
         augment=augment,
         max_batch_utterances=2,
         max_batch_seconds=60,

@@ -45,12 +45,12 @@ def write_noise(path: Path, seconds: float, seed: int = 0) -> Path:
 
 
 def example(utterance_id: str, text: str, *, seconds: float = 1.0, path: Path = Path("none.wav")) -> Example:
-    return Example(Utterance(utterance_id, path, seconds, text), text, ())
+    return Example(Utterance(utterance_id, path, seconds, text), text)
 
 
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
-    """Ten files of 0.2 to 1.1 s, with targets."""
+    """Ten files of 0.2 to 1.1 s."""
     folder = tmp_path_factory.mktemp("audio")
     found = []
     for index in range(10):
@@ -58,7 +58,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
         path = write_noise(folder / f"{index}.wav", seconds, seed=index)
         text = "abc"[: 1 + index % 3]
         utterance = Utterance(f"utt{index}", path, seconds, text)
-        found.append(Example(utterance, text, tuple(TOKENIZER.encode(text))))
+        found.append(Example(utterance, text))
     return found
 
 
@@ -69,7 +69,7 @@ def dataset(
     return SpeechDataset(
         examples,
         sample_rate=sample_rate,
-        blank_id=TOKENIZER.blank_id,
+        tokenizer=TOKENIZER,
         augment=augment if augmented else None,
         cache_bytes=cache_bytes,
     )
@@ -103,15 +103,14 @@ def test_a_batch_is_what_its_picks_say(examples: list[Example]) -> None:
 
 
 def test_targets_are_padded_with_the_blank_wherever_it_is() -> None:
-    tokens = [Example(Utterance("u", Path("x"), 1.0, ""), "", target) for target in [(0, 1), (2,), ()]]
-    batch = collate(tokens, [torch.ones(2)] * 3, [Pick(0, 0)] * 3, blank_id=9)
+    targets = [[0, 1], [2], []]
+    batch = collate([example("u", "")] * 3, targets, [torch.ones(2)] * 3, [Pick(0, 0)] * 3, blank_id=9)
     assert batch.targets.tolist() == [[0, 1], [2, 9], [9, 9]]
     assert batch.target_lengths.tolist() == [2, 1, 0]
 
 
 def test_a_batch_may_have_no_labels_at_all() -> None:
-    silent = Example(Utterance("u", Path("x"), 1.0, ""), "", ())
-    batch = collate([silent, silent], [torch.ones(2)] * 2, [Pick(0, 0)] * 2, blank_id=0)
+    batch = collate([example("u", "")] * 2, [[], []], [torch.ones(2)] * 2, [Pick(0, 0)] * 2, blank_id=0)
     assert batch.targets.shape == (2, 0)
     assert batch.targets.dtype == torch.int64
 
@@ -273,9 +272,9 @@ def test_reasons_not_to_read(tmp_path: Path) -> None:
         Utterance("segment", good, 0.5, "a", offset_seconds=1.5),
     ]
     selection = select_readable(utterances, str.lower)
-    assert [(kept.utterance.id, kept.text, kept.target) for kept in selection.examples] == [
-        ("good", "a b", ()),
-        ("segment", "a", ()),
+    assert [(kept.utterance.id, kept.text) for kept in selection.examples] == [
+        ("good", "a b"),
+        ("segment", "a"),
     ]
     reasons = {exclusion.id: exclusion.reason for exclusion in selection.exclusions}
     assert list(reasons) == ["missing", "text", "longer", "beyond", "outside"]
@@ -297,16 +296,14 @@ def test_training_leaves_out_what_validation_still_counts() -> None:
     def reasons(one: Example) -> Problem | None:
         return unlearnable_reason(one, TOKENIZER, 0.0, 20.0, lambda seconds: 100)
 
-    learnable = select_learnable(readable, reasons, TOKENIZER)
-    assert [(one.utterance.id, one.target) for one in learnable.examples] == [("kept", (2, 3))]
+    learnable = select_learnable(readable, reasons)
+    assert [one.utterance.id for one in learnable.examples] == ["kept"]
+    assert dataset(learnable.examples).target(0) == [2, 3]
     assert [one.id for one in learnable.exclusions] == ["unreadable", "empty", "strange"]
 
-    scorable = select_scorable(readable, reasons, TOKENIZER)
-    assert [(one.utterance.id, one.target) for one in scorable.examples] == [
-        ("kept", (2, 3)),
-        ("empty", ()),
-        ("strange", ()),
-    ]
+    scorable = select_scorable(readable, reasons)
+    assert [one.utterance.id for one in scorable.examples] == ["kept", "empty", "strange"]
+    assert [dataset(scorable.examples).target(position) for position in range(3)] == [[2, 3], [], []]
     assert scorable.exclusions == [unreadable]
     assert [(one.id, one.problem) for one in scorable.without_target] == [
         ("empty", "empty_text"),

@@ -86,8 +86,8 @@ def test_validation(
         skip_non_finite=False,
         log_every_steps=1,
     ).eval()
-    examples = [Example(one, one.text, tuple(tokenizer.encode(one.text))) for one in utterances]
-    dataset = SpeechDataset(examples, sample_rate=SAMPLE_RATE, blank_id=tokenizer.blank_id)
+    examples = [Example(one, one.text) for one in utterances]
+    dataset = SpeechDataset(examples, sample_rate=SAMPLE_RATE, tokenizer=tokenizer)
     module.on_validation_epoch_start()
     with torch.no_grad():
         for number, indices in enumerate(batches(utterances, batch_size)):
