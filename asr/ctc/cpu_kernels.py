@@ -32,6 +32,7 @@ from asr.ctc import lanes as vectors
 from asr.ctc.lanes import LANES, NEVER, Lanes, Row, array_data, inside, over_blocks, over_row
 
 _RENORMALISE_EVERY = 8
+_LEAST_OCCUPANCY = 2.0**-36
 _LN_2 = math.log(2)
 
 _log = logging.getLogger(__name__)
@@ -165,8 +166,11 @@ def _renormalise(typing, m, e, row, half, shift, first, last):
 
 
 @intrinsic
-def _row_maximum(typing, scores, start, count):
-    """Largest of ``count`` scores; what it returns for nan shows in the sum that follows."""
+def _row_maximum(typing, scores, start, count, ahead):
+    """Largest of ``count`` scores; what it returns for nan shows in the sum that follows.
+
+    The row that lies ``ahead`` of this one is fetched into the cache meanwhile.
+    """
     scalar, index = scores.dtype, types.int64
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -176,13 +180,14 @@ def _row_maximum(typing, scores, start, count):
         largest = cgutils.alloca_once_value(builder, lowest)
 
         def visit(position: Any, mask: Any) -> None:
+            lanes.prefetch(data, builder.add(position, values[3]))
             row = lanes.load_some(data, position, mask, lowest)
             builder.store(lanes.larger(row, builder.load(largest)), largest)
 
         over_row(builder, lanes, values[1], values[2], visit)
         return lanes.reduce(builder.load(largest), lanes.larger)
 
-    return scalar(scores, index, index), generate
+    return scalar(scores, index, index, index), generate
 
 
 @intrinsic
@@ -198,8 +203,11 @@ def _row_sum(typing, scores, start, count, maximum):
 
 
 @intrinsic
-def _row_softmax(typing, scores, start, count, maximum, gradient, factor):
-    """Sum of ``exp(scores - maximum)`` over a row; ``gradient`` receives each term times ``factor``."""
+def _row_softmax(typing, scores, start, count, maximum, gradient, factor, ahead):
+    """Sum of ``exp(scores - maximum)`` over a row; ``gradient`` receives each term times ``factor``.
+
+    The rows that lie ``ahead`` of these are fetched into the cache meanwhile.
+    """
     scalar, index = scores.dtype, types.int64
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -208,11 +216,14 @@ def _row_softmax(typing, scores, start, count, maximum, gradient, factor):
         factor = lanes.splat(values[5])
 
         def keep(term: Any, position: Any, mask: Any) -> None:
+            later = builder.add(position, values[6])
+            lanes.prefetch(data, later)
+            lanes.prefetch(out, later, for_writing=True)
             lanes.store_some(lanes.multiply(term, factor), out, position, mask)
 
         return _sum_exp(lanes, data, *values[1:4], keep)
 
-    return scalar(scores, index, index, scalar, gradient, scalar), generate
+    return scalar(scores, index, index, scalar, gradient, scalar, index), generate
 
 
 def _sum_exp(
@@ -333,7 +344,7 @@ def _run_forward(work, scores, start, labels, num_frames, keeps_rows, geometry, 
         base = start + t * geometry.frame_step
         maximum = zero
         if not options.is_normalised:
-            maximum = _row_maximum(scores, base, vocab)
+            maximum = _row_maximum(scores, base, vocab, geometry.frame_step)
             total = _row_sum(scores, base, vocab, maximum)
             work.maxima[t], work.normalisers[t] = maximum, total
             # A logarithm every few frames: the sums lie between 1 and vocab, so this cannot overflow.
@@ -398,13 +409,17 @@ def _run_backward(work, scores, start, labels, num_frames, exponent, weight, gra
             top = _renormalise(work.qm, work.qe, now, half, work.e.dtype.type(shift), first, last)
             offset += shift
             shift = np.int64(top) if top > NEVER else np.int64(0)
-        total = _row_softmax(scores, base, vocab, maximum, gradient, weight / normaliser)
+        ahead = -geometry.frame_step
+        total = _row_softmax(scores, base, vocab, maximum, gradient, weight / normaliser, ahead)
         if options.checks_rows and not abs(total - 1) <= options.row_tolerance:
             bad_frame = t
         share = weight / (blank_sum + label_sum)
         gradient[base + blank] -= blank_sum * share
+        # Most states are hardly ever occupied, and adding to memory is slow: what rounding would swallow is left.
+        least = _LEAST_OCCUPANCY * (blank_sum + label_sum)
         for i in range(first * LANES, min(len(labels), (last + 1) * LANES)):
-            gradient[base + labels[i]] -= work.occupancy[LANES + i] * share
+            if not work.occupancy[LANES + i] < least:
+                gradient[base + labels[i]] -= work.occupancy[LANES + i] * share
     return bad_frame
 
 

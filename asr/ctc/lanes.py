@@ -88,6 +88,15 @@ class Lanes:
         function = cgutils.get_or_insert_function(self.builder.module, kind, name)
         return self.builder.call(function, arguments)
 
+    def prefetch(self, data: Any, position: Any, for_writing: bool = False) -> None:
+        """Begin to fetch what lies there; that may be outside of any array."""
+        integer = ir.IntType(32)
+        address = self.builder.bitcast(self.builder.gep(data, [position]), ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [address.type, integer, integer, integer])
+        function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
+        # Last but one level of the cache, data.
+        self.builder.call(function, [address, integer(int(for_writing)), integer(2), integer(1)])
+
     def mask(self, count: Any) -> Any:
         """Lanes below ``count``."""
         numbers = ir.Constant(ir.VectorType(ir.IntType(64), LANES), list(range(LANES)))
