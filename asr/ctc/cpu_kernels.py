@@ -29,10 +29,11 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from asr.ctc import lanes as vectors
-from asr.ctc.lanes import LANES, NEVER, Lanes, Row, array_data, inside, over_blocks, over_row
+from asr.ctc.lanes import LANES, NEVER, ROW_LANES, Lanes, Row, array_data, inside, over_blocks, over_row
 
 _RENORMALISE_EVERY = 8
-_LEAST_OCCUPANCY = 2.0**-36
+# Shares of a frame that are lost in the rounding of its gradient: in single and in double precision.
+_LEAST_SINGLE, _LEAST_DOUBLE = 2.0**-36, 2.0**-66
 _LN_2 = math.log(2)
 
 _log = logging.getLogger(__name__)
@@ -174,7 +175,7 @@ def _row_maximum(typing, scores, start, count, ahead):
     scalar, index = scores.dtype, types.int64
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        lanes = Lanes(context, builder, scalar)
+        lanes = Lanes(context, builder, scalar, ROW_LANES)
         data = array_data(context, builder, signature.args[0], values[0])
         lowest = lanes.constant(-vectors.LARGEST[lanes.bits])
         largest = cgutils.alloca_once_value(builder, lowest)
@@ -197,7 +198,7 @@ def _row_sum(typing, scores, start, count, maximum):
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         data = array_data(context, builder, signature.args[0], values[0])
-        return _sum_exp(Lanes(context, builder, scalar), data, *values[1:])
+        return _sum_exp(Lanes(context, builder, scalar, ROW_LANES), data, *values[1:])
 
     return scalar(scores, index, index, scalar), generate
 
@@ -211,7 +212,7 @@ def _row_softmax(typing, scores, start, count, maximum, gradient, factor, ahead)
     scalar, index = scores.dtype, types.int64
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        lanes = Lanes(context, builder, scalar)
+        lanes = Lanes(context, builder, scalar, ROW_LANES)
         data, out = (array_data(context, builder, signature.args[k], values[k]) for k in (0, 4))
         factor = lanes.splat(values[5])
 
@@ -416,7 +417,7 @@ def _run_backward(work, scores, start, labels, num_frames, exponent, weight, gra
         share = weight / (blank_sum + label_sum)
         gradient[base + blank] -= blank_sum * share
         # Most states are hardly ever occupied, and adding to memory is slow: what rounding would swallow is left.
-        least = _LEAST_OCCUPANCY * (blank_sum + label_sum)
+        least = (_LEAST_SINGLE if scores.itemsize == 4 else _LEAST_DOUBLE) * (blank_sum + label_sum)
         for i in range(first * LANES, min(len(labels), (last + 1) * LANES)):
             if not work.occupancy[LANES + i] < least:
                 gradient[base + labels[i]] -= work.occupancy[LANES + i] * share

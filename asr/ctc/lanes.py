@@ -14,6 +14,8 @@ from llvmlite import ir
 from numba.core import cgutils
 
 LANES = 8
+# Whole rows of scores are visited in wider steps: several chains of arithmetic at once.
+ROW_LANES = 16
 # Exponent of an empty state: far below any other, and twice it still fits into 32 bits.
 NEVER = -(2**29)
 # Emissions below 2**-(2**21), 1.4 million nats under the row's maximum, count as that.
@@ -36,32 +38,33 @@ _EXP2 = {32: _exp2_polynomial(6), 64: _exp2_polynomial(11)}
 class Lanes:
     """Builds vector instructions for one floating type and the integer type of the same width."""
 
-    def __init__(self, context: Any, builder: Any, float_type: Any) -> None:
+    def __init__(self, context: Any, builder: Any, float_type: Any, width: int = LANES) -> None:
         self.builder = builder
+        self.width = width
         self.bits = float_type.bitwidth
         self.float = context.get_value_type(float_type)
         self.int = ir.IntType(self.bits)
-        self.floats = ir.VectorType(self.float, LANES)
-        self.ints = ir.VectorType(self.int, LANES)
+        self.floats = ir.VectorType(self.float, self.width)
+        self.ints = ir.VectorType(self.int, self.width)
         self.mantissa_bits, self.bias = (23, 127) if self.bits == 32 else (52, 1023)
 
     def constant(self, value: float) -> Any:
-        return ir.Constant(self.floats, [float(value)] * LANES)
+        return ir.Constant(self.floats, [float(value)] * self.width)
 
     def integer(self, value: int) -> Any:
-        return ir.Constant(self.ints, [value] * LANES)
+        return ir.Constant(self.ints, [value] * self.width)
 
     def splat(self, scalar: Any) -> Any:
-        vector = ir.VectorType(scalar.type, LANES)
+        vector = ir.VectorType(scalar.type, self.width)
         first = self.builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.IntType(32)(0))
-        zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.width), [0] * self.width)
         return self.builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), zeros)
 
     def _address(self, data: Any, position: Any, vector: Any) -> Any:
         return self.builder.bitcast(self.builder.gep(data, [position]), vector.as_pointer())
 
     def load(self, data: Any, position: Any) -> Any:
-        vector = ir.VectorType(data.type.pointee, LANES)
+        vector = ir.VectorType(data.type.pointee, self.width)
         return self.builder.load(self._address(data, position, vector), align=self.bits // 8)
 
     def store(self, value: Any, data: Any, position: Any) -> None:
@@ -83,7 +86,7 @@ class Lanes:
         self._call_masked("store", ir.VoidType(), [value, address, ir.IntType(32)(self.bits // 8), mask])
 
     def _call_masked(self, verb: str, result: Any, arguments: list[Any]) -> Any:
-        name = f"llvm.masked.{verb}.v{LANES}f{self.bits}.p0"
+        name = f"llvm.masked.{verb}.v{self.width}f{self.bits}.p0"
         kind = ir.FunctionType(result, [argument.type for argument in arguments])
         function = cgutils.get_or_insert_function(self.builder.module, kind, name)
         return self.builder.call(function, arguments)
@@ -98,8 +101,9 @@ class Lanes:
         self.builder.call(function, [address, integer(int(for_writing)), integer(2), integer(1)])
 
     def mask(self, count: Any) -> Any:
-        """Lanes below ``count``."""
-        numbers = ir.Constant(ir.VectorType(ir.IntType(64), LANES), list(range(LANES)))
+        """Lanes below ``count``, which is at most ``width``."""
+        numbers = ir.Constant(self.ints, list(range(self.width)))
+        count = count if count.type == self.int else self.builder.trunc(count, self.int)
         return self.builder.icmp_signed("<", numbers, self.splat(count))
 
     def add(self, a: Any, b: Any) -> Any:
@@ -195,11 +199,11 @@ class Lanes:
 
     def reduce(self, vector: Any, combine: Callable[[Any, Any], Any]) -> Any:
         """One number out of all lanes, pairwise."""
-        width = LANES
+        width = self.width
         while width > 1:
             width //= 2
-            upper = [(lane + width) % LANES for lane in range(LANES)]
-            order = ir.Constant(ir.VectorType(ir.IntType(32), LANES), upper)
+            upper = [(lane + width) % self.width for lane in range(self.width)]
+            order = ir.Constant(ir.VectorType(ir.IntType(32), self.width), upper)
             vector = combine(vector, self.builder.shuffle_vector(vector, vector, order))
         return self.builder.extract_element(vector, ir.IntType(32)(0))
 
@@ -243,7 +247,7 @@ def over_blocks(builder: Any, first: Any, last: Any) -> Any:
 
 def over_row(builder: Any, lanes: Lanes, start: Any, count: Any, visit: Callable[[Any, Any], None]) -> None:
     """Visit a row block by block; the last block comes with a mask so that nothing outside is touched."""
-    width = count.type(LANES)
+    width = count.type(lanes.width)
     full = builder.mul(builder.sdiv(count, width), width)
     with cgutils.for_range_slice(builder, count.type(0), full, width, intp=count.type) as (offset, _):
         visit(builder.add(start, offset), None)
