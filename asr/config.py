@@ -832,6 +832,18 @@ class AugmentPreviewConfig(TrainConfig):
         check_range("num_versions", self.num_versions, at_least=1)
 
 
+def check_windows(window_seconds: float, overlap_seconds: float) -> None:
+    check_range("window_seconds", window_seconds, at_least=1)
+    if not 0 < overlap_seconds <= window_seconds / 2:
+        raise ConfigError(
+            f"overlap_seconds={overlap_seconds:g} must be above 0 and at most half of "
+            f"window_seconds={window_seconds:g}"
+        )
+
+
+OF_PARITY = ("window_seconds", "overlap_seconds", "max_window_difference")
+
+
 @dataclass
 class EvaluateConfig:
     """``python -m asr.evaluate``."""
@@ -858,6 +870,10 @@ class EvaluateConfig:
     sweep_values: list[float] | None = None
     noise: str | None = None
     noise_seed: int = 0
+    check_parity: bool = False
+    window_seconds: float = 30.0
+    overlap_seconds: float = 4.0
+    max_window_difference: float = 0.0
 
     def __post_init__(self) -> None:
         check_range("num_pictures", self.num_pictures, at_least=0)
@@ -875,6 +891,16 @@ class EvaluateConfig:
         check_choice("device", self.device, ["auto", "cpu", "gpu"])
         check_range("num_worst", self.num_worst, at_least=0)
         self._check_sweep()
+
+        if self.check_parity:
+            if self.sweep is not None or self.sclite:
+                raise ConfigError(
+                    "check_parity=true compares texts and scores none: leave out sweep= and sclite="
+                )
+            check_windows(self.window_seconds, self.overlap_seconds)
+            check_range("max_window_difference", self.max_window_difference, at_least=0, at_most=1)
+        elif any(getattr(self, name) != getattr(EvaluateConfig, name) for name in OF_PARITY):
+            raise ConfigError(f"{', '.join(f'{name}=' for name in OF_PARITY)} go with check_parity=true")
 
     def _check_sweep(self) -> None:
         if self.sweep is not None:
@@ -994,16 +1020,11 @@ class TranscribeConfig:
             )
         check_choice("existing", self.existing, ["refuse", "skip", "overwrite"])
         check_choice("device", self.device, ["auto", "cpu", "gpu"])
-        check_range("window_seconds", self.window_seconds, at_least=1)
+        check_windows(self.window_seconds, self.overlap_seconds)
         if self.max_batch_seconds < self.window_seconds:
             raise ConfigError(
                 f"max_batch_seconds={self.max_batch_seconds:g} must be at least "
                 f"window_seconds={self.window_seconds:g}: a window would fit no batch"
-            )
-        if not 0 < self.overlap_seconds <= self.window_seconds / 2:
-            raise ConfigError(
-                f"overlap_seconds={self.overlap_seconds:g} must be above 0 and at most half of "
-                f"window_seconds={self.window_seconds:g}"
             )
         if self.output is None and self.existing != "refuse":
             raise ConfigError(

@@ -26,12 +26,14 @@ from asr.firewall import (
     training_choices,
 )
 from asr.manifest import manifest_sha256, read_manifest
+from asr.parity import check_parity
 from asr.recogniser import Recogniser
 from asr.records import Utterance
 from asr.report.examination import Examination, examine
 from asr.report.json_report import EvaluationReport, num_faulty, write_report, write_text
 from asr.report.nist import write_sclite_files
 from asr.report.page import write_page
+from asr.report.parity import print_parity, write_parity
 from asr.report.sweep import SCHEMA_VERSION as SWEEP_SCHEMA_VERSION
 from asr.report.sweep import SweepReport, sweep_table, write_sweep
 from asr.report.terminal import print_report, to_markdown
@@ -92,6 +94,8 @@ def evaluate(config: EvaluateConfig) -> int:
         run = Evaluation(recogniser, utterances, config, provenance, data_use, chosen, output, progress)
         if config.sweep is not None:
             return evaluate_sweep(run, console)
+        if config.check_parity:
+            return evaluate_parity(run, console)
         report, written = run.write(run.evaluate())
     print_report(report, console, num_worst=config.num_worst)
     for file in written:
@@ -184,6 +188,26 @@ def evaluate_sweep(run: Evaluation, console: Console) -> int:
     for path in written:
         console.print(f"{path.stem}: {path}", markup=False, soft_wrap=True)
     return 1 if points[0].num_excluded else 0
+
+
+def evaluate_parity(run: Evaluation, console: Console) -> int:
+    """Recognise in every way there is. Exit code 1 when two of them differ."""
+    config = run.config
+    task = run.progress.add_task("comparing ways of recognising", total=None)
+    found = check_parity(
+        run.recogniser,
+        run.utterances,
+        max_batch_utterances=config.data.max_batch_utterances,
+        max_batch_seconds=config.data.max_batch_seconds,
+        window_seconds=config.window_seconds,
+        overlap_seconds=config.overlap_seconds,
+        on_progress=lambda done, total: run.progress.update(task, completed=done, total=total),
+    )
+    path = run.output / "parity.json"
+    write_parity(found, path)
+    print_parity(found, console, config.max_window_difference)
+    console.print(f"everything: {path}", markup=False, highlight=False, soft_wrap=True)
+    return 0 if found.agrees(config.max_window_difference) else 1
 
 
 def make_conditions(config: EvaluateConfig, sample_rate: int) -> tuple[list[Condition], dict[str, Any]]:

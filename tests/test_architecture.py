@@ -22,7 +22,17 @@ RANKS = {
         *("attribution", "calibration", "inspection", "findings"),
     ],
     4: ["build", "finders", "pipeline", "report"],
-    5: ["checkpoint", "cli", "evaluation", "longform", "selection", "sweep", "tuned_decoder", "tuning"],
+    5: [
+        "checkpoint",
+        "cli",
+        "evaluation",
+        "longform",
+        "parity",
+        "selection",
+        "sweep",
+        "tuned_decoder",
+        "tuning",
+    ],
     6: [
         *("train", "evaluate", "transcribe", "prepare", "doctor", "tune", "lm", "explain", "compare"),
         *("augment_preview",),
@@ -33,6 +43,7 @@ ENTRY_POINTS = set(RANKS[6])
 # Siblings of one rank of which the first may know the second.
 SIBLINGS = {("config", "errors"), ("dataset", "sampler"), ("callbacks", "module"), ("averaging", "module")}
 SIBLINGS |= {("augment", "audio"), ("augment", "manifest"), ("sweep", "evaluation")}
+SIBLINGS |= {("parity", "longform")}
 SIBLINGS |= {("profiling", "module"), ("findings", "inspection")}
 
 MAY_IMPORT = {
