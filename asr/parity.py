@@ -210,9 +210,9 @@ def _validate(
     ).eval()
     module.to(recogniser.device)
     dataset = SpeechDataset(
-        [Example(utterance, "", ()) for utterance in utterances],
+        [Example(utterance, "", is_learnable=False) for utterance in utterances],
         sample_rate=recogniser.sample_rate,
-        blank_id=tokenizer.blank_id,
+        tokenizer=tokenizer,
     )
     module.on_validation_epoch_start()
     with torch.no_grad():
