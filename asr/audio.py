@@ -5,8 +5,10 @@ resampled in blocks with enough context on both sides that the result does not d
 block size, so a two-hour file can be streamed in the memory that a short one needs.
 """
 
+import io
 import math
 import os
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +26,9 @@ from torch import Tensor
 
 from asr.errors import AudioError, ConfigError, NotFiniteAudioError
 from asr.records import Problem
+
+# An audio file inside an uncompressed tar, found without reading the archive: ``a.tar/NAME@START+BYTES``.
+_MEMBER = re.compile(r"(?P<tar>.+\.tar)/[^/]+@(?P<start>\d+)\+(?P<num_bytes>\d+)", re.DOTALL)
 
 # File names that a folder is searched for; what a file really holds is read from its header.
 AUDIO_EXTENSIONS = frozenset(
@@ -85,6 +90,16 @@ def resampled_num_samples(num_samples: int, from_rate: int, to_rate: int) -> int
     return -(-num_samples * to_rate // from_rate)
 
 
+def member_path(tar: Path, name: str, start: int, num_bytes: int) -> Path:
+    """How manifests name an audio file inside a tar; every function here reads it like a file."""
+    return tar / f"{Path(name).name}@{start}+{num_bytes}"
+
+
+def file_of(path: Path) -> Path:
+    """The file on the disk: the tar of a member, else ``path``."""
+    return path.parent if "@" in path.name and _MEMBER.fullmatch(str(path)) else path
+
+
 def audio_info(path: str | Path) -> AudioInfo:
     """Read the header of an audio file.
 
@@ -116,6 +131,31 @@ def load_audio(
         start, stop = _segment(source.info, offset_seconds, duration_seconds)
         pieces = list(_resampled(source, start, stop, sample_rate))
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def cut_audio(path: str | Path, *, offset_seconds: float, duration_seconds: float) -> bytes:
+    """A segment as a file of its own, channels and rate kept: FLAC, or WAV where the samples are floats.
+
+    Raises:
+        AudioError: as for :func:`load_audio`.
+    """
+    with _open_audio(Path(path)) as source:
+        start, stop = _segment(source.info, offset_seconds, duration_seconds)
+        is_float = source.info.subtype in ("FLOAT", "DOUBLE")
+        source.file.seek(start)
+        samples = source.file.read(stop - start, dtype="float32" if is_float else "int32", always_2d=True)
+    if len(samples) < stop - start:
+        raise AudioError(f"{path}: is truncated or damaged; copy or record it again")
+    wide = source.info.subtype in ("PCM_24", "PCM_32")
+    content = io.BytesIO()
+    soundfile.write(
+        content,
+        samples,
+        source.info.sample_rate,
+        format="WAV" if is_float else "FLAC",
+        subtype="FLOAT" if is_float else "PCM_24" if wide else "PCM_16",
+    )
+    return content.getvalue()
 
 
 def stream_audio(
@@ -186,9 +226,12 @@ def _open_audio(path: Path) -> Iterator[_Source]:
                 ) from error
 
 
-def _open_file(path: Path) -> FileIO:
+_RawFile = FileIO | io.BytesIO
+
+
+def _open_file(path: Path) -> _RawFile:
     try:
-        raw = FileIO(path)
+        raw = _read_member(path) or FileIO(path)
     except FileNotFoundError as error:
         raise AudioError(f"{path}: no such audio file; correct the path or restore the file") from error
     except IsADirectoryError as error:
@@ -205,7 +248,28 @@ def _open_file(path: Path) -> FileIO:
         raise
 
 
-def _checked_info(path: Path, file: soundfile.SoundFile, raw: FileIO) -> AudioInfo:
+def _read_member(path: Path) -> io.BytesIO | None:
+    """The bytes of a tar's member, in one read; None for a path that names none."""
+    member = _MEMBER.fullmatch(str(path)) if "@" in path.name else None
+    if member is None:
+        return None
+    num_bytes = int(member["num_bytes"])
+    with open(member["tar"], "rb", buffering=0) as file:
+        file.seek(int(member["start"]))
+        content = file.read(num_bytes)
+    if len(content) < num_bytes:
+        raise AudioError(f"{path}: the archive ends before it; make or copy it again")
+    return io.BytesIO(content)
+
+
+def _num_bytes(raw: _RawFile) -> int:
+    position = raw.tell()
+    num_bytes = raw.seek(0, os.SEEK_END)
+    raw.seek(position)
+    return num_bytes
+
+
+def _checked_info(path: Path, file: soundfile.SoundFile, raw: _RawFile) -> AudioInfo:
     num_samples = _counted_mp3_samples(file, raw) if _is_mp3_without_length(file, raw) else file.frames
     if num_samples == 0:
         raise AudioError(f"{path}: holds no samples; record or copy it again, or remove it")
@@ -223,7 +287,7 @@ def _checked_info(path: Path, file: soundfile.SoundFile, raw: FileIO) -> AudioIn
     )
 
 
-def _is_mp3_without_length(file: soundfile.SoundFile, raw: FileIO) -> bool:
+def _is_mp3_without_length(file: soundfile.SoundFile, raw: _RawFile) -> bool:
     """Look for the tag in an MP3's first frame that holds its number of frames."""
     if file.format != "MP3":
         return False
@@ -237,7 +301,7 @@ def _is_mp3_without_length(file: soundfile.SoundFile, raw: FileIO) -> bool:
     return not any(tag in first_frame for tag in (b"Xing", b"Info", b"VBRI"))
 
 
-def _counted_mp3_samples(file: soundfile.SoundFile, raw: FileIO) -> int | None:
+def _counted_mp3_samples(file: soundfile.SoundFile, raw: _RawFile) -> int | None:
     """Count by decoding what libsndfile only estimates from the first frames' bit rate.
 
     Returns None where it estimates too few, since it then stops before the end.
@@ -245,7 +309,7 @@ def _counted_mp3_samples(file: soundfile.SoundFile, raw: FileIO) -> int | None:
     num_samples = 0
     while num_read := len(file.read(file.samplerate * int(_BLOCK_SECONDS), dtype="float32")):
         num_samples += num_read
-    num_bytes_left = os.fstat(raw.fileno()).st_size - raw.tell()
+    num_bytes_left = _num_bytes(raw) - raw.tell()
     return num_samples if num_bytes_left < _MAX_MP3_TAIL_BYTES else None
 
 
@@ -385,9 +449,9 @@ class _UnclosedWav(FileIO):
         return num_bytes
 
 
-def _checked_length(path: Path, raw: FileIO) -> FileIO:
+def _checked_length(path: Path, raw: _RawFile) -> _RawFile:
     """Compare the header's promise with the file's size, since libsndfile reads short files silently."""
-    num_bytes = os.fstat(raw.fileno()).st_size
+    num_bytes = _num_bytes(raw)
     if num_bytes == 0:
         raise AudioError(f"{path}: is empty (0 bytes); copy or record it again, or remove it")
     try:
@@ -396,6 +460,9 @@ def _checked_length(path: Path, raw: FileIO) -> FileIO:
         size = None  # no header to trust: the decoder will say what is wrong
     raw.seek(0)
     if size is None or size.num_bytes >= _SMALLEST_UNKNOWN_SIZE:
+        return raw
+    if size.is_unclosed and isinstance(raw, io.BytesIO):
+        raw.getbuffer()[size.position : size.position + 4] = b"\xff" * 4
         return raw
     if size.is_unclosed:
         raw.close()
@@ -409,7 +476,7 @@ def _checked_length(path: Path, raw: FileIO) -> FileIO:
     return raw
 
 
-def _find_data_size(raw: FileIO, num_file_bytes: int) -> _DataSize | None:
+def _find_data_size(raw: _RawFile, num_file_bytes: int) -> _DataSize | None:
     magic = raw.read(12)
     if magic[:4] in (b"RIFF", b"RF64") and magic[8:] == b"WAVE":
         return _find_chunk(raw, b"data", "<", struct.unpack("<I", magic[4:8])[0], num_file_bytes)
@@ -426,7 +493,7 @@ def _find_data_size(raw: FileIO, num_file_bytes: int) -> _DataSize | None:
 
 
 def _find_chunk(
-    raw: FileIO, name: bytes, order: str, form_size: int, num_file_bytes: int
+    raw: _RawFile, name: bytes, order: str, form_size: int, num_file_bytes: int
 ) -> _DataSize | None:
     """Walk the chunks of a RIFF or IFF file to the one that holds the samples."""
     size_64 = None
@@ -444,7 +511,7 @@ def _find_chunk(
     return None
 
 
-def _sphere_data_size(raw: FileIO) -> _DataSize | None:
+def _sphere_data_size(raw: _RawFile) -> _DataSize | None:
     """Multiply the fields of a NIST SPHERE header; compressed files (``sample_coding``) are let through."""
     raw.seek(8)
     data_start = int(raw.read(8))

@@ -10,6 +10,7 @@ that an option which the chosen kind would ignore does not exist.
 
 import dataclasses
 import difflib
+import re
 import unicodedata
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -525,6 +526,7 @@ class DataConfig:
     min_seconds: float = 0.0
     max_seconds: float = 30.0
     sortagrad_epochs: int = 0
+    shards_per_window: int = field(default=8, metadata=NEW_OPTION)
     num_workers: int = 1
     cache_audio_gib: float = 0.0
 
@@ -533,6 +535,7 @@ class DataConfig:
         check_range("data.max_batch_seconds", self.max_batch_seconds, above=0)
         check_range("data.min_seconds", self.min_seconds, at_least=0)
         check_range("data.sortagrad_epochs", self.sortagrad_epochs, at_least=0)
+        check_range("data.shards_per_window", self.shards_per_window, at_least=1)
         check_range("data.num_workers", self.num_workers, at_least=0)
         check_range("data.cache_audio_gib", self.cache_audio_gib, at_least=0)
         if self.max_seconds <= self.min_seconds:
@@ -1041,6 +1044,7 @@ class PrepareConfig:
     output: str = REQUIRED
     download_dir: str | None = None
     mirror: str | None = None
+    shards: str | None = None
     seed: int | None = None
     dev_fraction: float | None = None
     test_fraction: float | None = None
@@ -1065,8 +1069,16 @@ class PrepareConfig:
         check_choice(
             "corpus",
             self.corpus,
-            ["demo", "an4", "fsdd", "librispeech", "ljspeech", "folder", "lhotse"],
+            ["demo", "an4", "fsdd", "librispeech", "ljspeech", "folder", "lhotse", "webdataset"],
         )
+        if self.shards is not None and self.shard_bytes == 0:
+            raise ConfigError(f"shards={self.shards} must be the size of a shard, such as 500MB or 1GB")
+
+    @property
+    def shard_bytes(self) -> int:
+        """The largest shard; 0 for none."""
+        size = re.fullmatch(r"(\d+(?:\.\d+)?)([MG])B", self.shards or "")
+        return int(float(size[1]) * {"M": 10**6, "G": 10**9}[size[2]]) if size else 0
 
 
 @dataclass

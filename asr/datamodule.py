@@ -35,6 +35,7 @@ class SpeechDataModule(pl.LightningDataModule):
         cache_bytes: int,
         seed: int,
         sortagrad_epochs: int = 0,
+        shards_per_window: int = 8,
     ) -> None:
         super().__init__()
         options: dict[str, Any] = {
@@ -47,7 +48,14 @@ class SpeechDataModule(pl.LightningDataModule):
         limits: dict[str, Any] = {"max_utterances": max_batch_utterances, "max_seconds": max_batch_seconds}
         slowest = min(augment.speed_factors)
         stretched = self.train_set.durations / slowest
-        self.train_sampler = BucketSampler(stretched, seed=seed, sortagrad_epochs=sortagrad_epochs, **limits)
+        self.train_sampler = BucketSampler(
+            stretched,
+            seed=seed,
+            shards=self.train_set.shards,
+            shards_per_window=shards_per_window,
+            sortagrad_epochs=sortagrad_epochs,
+            **limits,
+        )
         self.dev_sampler = SequentialSampler(self.dev_set.durations, **limits)
         self.num_workers = num_workers
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from operator import eq
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from asr.audio import AudioInfo, audio_info, load_audio
+from asr.audio import AudioInfo, audio_info, file_of, load_audio
 from asr.augment import WaveformAugmenter
 from asr.errors import AudioError
 from asr.records import Batch, Problem, Utterance
@@ -218,6 +219,19 @@ class SpeechDataset(Dataset[Batch]):
         """``(examples,)``, in seconds."""
         seconds = (example.utterance.duration_seconds for example in self.examples)
         return np.fromiter(seconds, np.float64, len(self.examples))
+
+    @property
+    def shards(self) -> NDArray[np.int64] | None:
+        """``(examples,)``: which tar each lies in, counted from 0; None for audio in files of its own."""
+        paths = [example.utterance.audio_path for example in self.examples[:1]]
+        if not paths or file_of(paths[0]) == paths[0]:
+            return None
+        numbers: dict[Path, int] = {}
+        found = (
+            numbers.setdefault(file_of(example.utterance.audio_path), len(numbers))
+            for example in self.examples
+        )
+        return np.fromiter(found, np.int64, len(self.examples))
 
     def target(self, position: int) -> list[int]:
         """The labels to learn; empty where there are none."""

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from asr.audio import AudioInfo, audio_info, describe_problems
+from asr.audio import AudioInfo, audio_info, describe_problems, file_of
 from asr.dataset import load_segment, segment_problem
 from asr.errors import AudioError, NotFiniteAudioError
 from asr.records import Problem, Utterance
@@ -163,7 +163,7 @@ def audio_fingerprint(utterances: Sequence[Utterance], manifest_sha256: str) -> 
             continue
         previous = utterance.audio_path
         try:
-            status = os.stat(previous)
+            status = os.stat(file_of(previous))
             digest.update(b"%d %d\n" % (status.st_size, status.st_mtime_ns))
         except (OSError, ValueError):  # missing, or no possible path
             digest.update(b"-\n")

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from asr import cli
 from asr.config import PrepareConfig
-from asr.corpora import an4, collect, folder, fsdd, lhotse, librispeech, ljspeech
+from asr.corpora import an4, collect, folder, fsdd, lhotse, librispeech, ljspeech, webdataset
 from asr.corpora.collect import SPLITS, Exclusion, PreparedCorpus
 from asr.corpora.download import Archive, obtain
 from asr.corpora.splits import shared_speakers_notes
@@ -35,9 +35,10 @@ _READERS: Mapping[str, Callable[..., PreparedCorpus]] = {
     "ljspeech": ljspeech.prepare,
     "folder": folder.prepare,
     "lhotse": lhotse.prepare,
+    "webdataset": webdataset.prepare,
 }
 # Options of this command itself; all others belong to a corpus.
-_COMMON_OPTIONS = frozenset({"corpus", "source", "output", "download_dir", "mirror"})
+_COMMON_OPTIONS = frozenset({"corpus", "source", "output", "download_dir", "mirror", "shards"})
 _DEMO_OPTIONS = frozenset({"seed", "num_utterances", "num_speakers"})
 
 
@@ -64,6 +65,8 @@ def prepare(config: PrepareConfig) -> None:
         with _progress(console) as progress:
             source = _source(config, progress)
             corpus = _READERS[config.corpus](source, output, progress=progress, **options)
+            if config.shards is not None:
+                corpus = in_shards(corpus, output / webdataset.SHARD_FOLDER, config, progress)
         write(corpus, output, config)
     show(corpus, output, console)
     console.print(f"\nnext: {_next_command(config, corpus)}", style="bold", highlight=False)
@@ -86,6 +89,30 @@ def corpus_options(config: PrepareConfig) -> dict[str, Any]:
             f"{unknown[0]} is no option of corpus={config.corpus}, which knows {', '.join(sorted(known))}"
         )
     return given
+
+
+def in_shards(
+    corpus: PreparedCorpus, folder: Path, config: PrepareConfig, progress: collect.Progress
+) -> PreparedCorpus:
+    """The same corpus, read from tar shards that are written here.
+
+    Raises:
+        ManifestError: they cannot be written.
+    """
+    splits: dict[str, list[Utterance]] = {}
+    excluded = list(corpus.excluded)
+    for split, utterances in corpus.splits.items():
+        packed = webdataset.pack(
+            utterances, folder, split, config.shard_bytes, seed=config.seed or 0, progress=progress
+        )
+        splits[split] = packed.utterances
+        excluded += packed.excluded
+    by_id = {utterance.id: utterance for utterances in splits.values() for utterance in utterances}
+    parts = {
+        name: [by_id[utterance.id] for utterance in part if utterance.id in by_id]
+        for name, part in corpus.parts.items()
+    }
+    return dataclasses.replace(corpus, splits=splits, excluded=excluded, parts=parts)
 
 
 def write(corpus: PreparedCorpus, output: Path, config: PrepareConfig) -> None:
@@ -113,7 +140,7 @@ def write(corpus: PreparedCorpus, output: Path, config: PrepareConfig) -> None:
     summary = {
         "corpus": config.corpus,
         "source": config.source,
-        "options": corpus_options(config),
+        "options": corpus_options(config) | ({"shards": config.shards} if config.shards else {}),
         "manifests": {
             name: {**describe(utterances), "sha256": manifest_sha256(_manifest_path(output, name))}
             for name, utterances in manifests.items()
@@ -176,7 +203,7 @@ def _source(config: PrepareConfig, progress: collect.Progress) -> Path:
     source = Path(config.source).expanduser()
     if not source.exists():
         raise ManifestError(f"source={config.source} does not exist: correct it, or leave it out to download")
-    if source.is_file() and config.corpus not in {"folder", "lhotse"}:
+    if source.is_file() and config.corpus not in {"folder", "lhotse", "webdataset"}:
         raise ManifestError(f"source={config.source} is a file: give the folder that holds the corpus")
     return source
 
@@ -186,6 +213,8 @@ def _archives(config: PrepareConfig) -> Sequence[Archive]:
         raise ConfigError("corpus=folder needs source=: a folder, or a table (JSONL, CSV, TSV)")
     if config.corpus == "lhotse":
         raise ConfigError("corpus=lhotse needs source=: a CutSet, or a folder of lhotse's manifests")
+    if config.corpus == "webdataset":
+        raise ConfigError("corpus=webdataset needs source=: a tar, or a folder of them")
     if config.corpus == "librispeech":
         return librispeech.archives(config.subsets)
     return {"an4": an4.ARCHIVES, "fsdd": fsdd.ARCHIVES, "ljspeech": ljspeech.ARCHIVES}[config.corpus]
@@ -200,6 +229,8 @@ def _make_demo(
     for option in ("source", "download_dir", "mirror"):
         if getattr(config, option) is not None:
             raise ConfigError(f"{option} has no use for corpus=demo, which is synthesised on this machine")
+    if config.shards is not None:
+        raise ConfigError("shards has no use for corpus=demo: pack it with corpus=folder source=data/demo")
     output = Path(config.output)
     with _progress(console) as progress:
         summary = synthesise_corpus(
@@ -268,7 +299,7 @@ def _write_excluded(path: Path, excluded: Sequence[Exclusion]) -> None:
 
 def _next_command(config: PrepareConfig, corpus: PreparedCorpus) -> str:
     output = Path(config.output)
-    if config.corpus not in {"folder", "lhotse"} and output == Path("data") / config.corpus:
+    if config.corpus not in {"folder", "lhotse", "webdataset"} and output == Path("data") / config.corpus:
         has_preset = (Path(cli.CONFIG_DIR) / "experiment" / f"{config.corpus}.yaml").is_file()
         return f"python -m asr.train {'experiment' if has_preset else 'data'}={config.corpus}"
     paths = [f"data.{split}={_manifest_path(output, split)}" for split in SPLITS if corpus.splits.get(split)]

@@ -44,11 +44,17 @@ class BucketSampler(Sampler[list[Pick]]):
     batches that the interrupted one would have seen, and so does a run with another number of
     processes, each of which takes its share of every batch.
 
+    With ``shards`` the corpus is read in windows of a few shards at a time: batches are made within a
+    window as above, and the windows come in another order each epoch. Which shards make a window stays the same.
+
     Args:
         durations: seconds of each utterance, after the slowest speed perturbation.
         max_utterances: largest batch.
         max_seconds: largest ``utterances x longest`` of a batch, padding included.
         seed: of the shuffling.
+        shards: the shard of each utterance, counted from 0 in the order in which they lie; None to read
+            in any order.
+        shards_per_window: how many are open at a time.
         sortagrad_epochs: the first epochs go from short utterances to long ones, unshuffled
             (SortaGrad; Amodei et al. 2016, section 3.2).
     """
@@ -60,6 +66,8 @@ class BucketSampler(Sampler[list[Pick]]):
         max_utterances: int,
         max_seconds: float,
         seed: int,
+        shards: NDArray[np.int64] | None = None,
+        shards_per_window: int = 1,
         sortagrad_epochs: int = 0,
     ) -> None:
         self.seed = seed
@@ -67,17 +75,20 @@ class BucketSampler(Sampler[list[Pick]]):
         self.share = Share()
         self.epoch = 0
         self._num_done: dict[int, int] = {}  # by epoch
-        order = np.argsort(np.asarray(durations), kind="stable")
-        num_buckets = max(1, min(MAX_BUCKETS, len(order) // (MIN_BATCHES_PER_BUCKET * max_utterances)))
-        self._buckets = np.array_split(order, num_buckets)
-        self._batches_per_bucket = [
-            ceil(len(bucket) / _batch_size(durations[bucket[-1]], max_utterances, max_seconds))
-            for bucket in self._buckets
+        self._durations = np.asarray(durations, np.float64)
+        order = np.argsort(self._durations, kind="stable")
+        windows = [order] if shards is None else _by_window(order, shards, shards_per_window, seed)
+        self._windows = [
+            [
+                _Bucket(part, ceil(len(part) / _batch_size(durations[part[-1]], max_utterances, max_seconds)))
+                for part in np.array_split(window, _num_buckets(len(window), max_utterances))
+            ]
+            for window in windows
         ]
 
     def __len__(self) -> int:
         """Batches per epoch."""
-        return sum(self._batches_per_bucket)
+        return sum(bucket.num_batches for window in self._windows for bucket in window)
 
     def plan(self, epoch: int) -> list[list[Pick]]:
         """All batches of an epoch, in order."""
@@ -87,15 +98,28 @@ class BucketSampler(Sampler[list[Pick]]):
         """The same one by one: the picks of millions of utterances need not be there all at once."""
         generator = np.random.default_rng([self.seed, epoch])
         is_sorted = epoch < self.sortagrad_epochs
+        for batch in self._ascending() if is_sorted else self._shuffled(generator):
+            seeds = generator.integers(2**62, size=len(batch))
+            yield list(map(Pick, batch.tolist(), seeds.tolist()))
+
+    def _ascending(self) -> list[NDArray[np.int64]]:
         planned = [
             chunk
-            for bucket, num_batches in zip(self._buckets, self._batches_per_bucket, strict=True)
-            for chunk in np.array_split(bucket if is_sorted else generator.permutation(bucket), num_batches)
+            for window in self._windows
+            for bucket in window
+            for chunk in np.array_split(bucket.positions, bucket.num_batches)
         ]
-        order = np.arange(len(planned)) if is_sorted else generator.permutation(len(planned))
-        for number in order:
-            seeds = generator.integers(2**62, size=len(planned[number]))
-            yield list(map(Pick, planned[number].tolist(), seeds.tolist()))
+        return sorted(planned, key=lambda chunk: float(self._durations[chunk[-1]]))
+
+    def _shuffled(self, generator: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+        several = len(self._windows) > 1
+        for number in generator.permutation(len(self._windows)) if several else [0]:
+            planned = [
+                chunk
+                for bucket in self._windows[number]
+                for chunk in np.array_split(generator.permutation(bucket.positions), bucket.num_batches)
+            ]
+            yield from (planned[place] for place in generator.permutation(len(planned)))
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration yields (Lightning calls this)."""
@@ -111,6 +135,29 @@ class BucketSampler(Sampler[list[Pick]]):
     def __iter__(self) -> Iterator[list[Pick]]:
         left = islice(self.batches(self.epoch), self._num_done.get(self.epoch, 0), None)
         return map(self.share.of, left)
+
+
+class _Bucket(NamedTuple):
+    """Positions of utterances of similar duration, ascending, and the batches that they make."""
+
+    positions: NDArray[np.int64]
+    num_batches: int
+
+
+def _num_buckets(num_utterances: int, max_utterances: int) -> int:
+    return max(1, min(MAX_BUCKETS, num_utterances // (MIN_BATCHES_PER_BUCKET * max_utterances)))
+
+
+def _by_window(
+    order: NDArray[np.int64], shards: NDArray[np.int64], shards_per_window: int, seed: int
+) -> list[NDArray[np.int64]]:
+    """``order`` in parts, one for each window of shards that were drawn together."""
+    num_shards = int(shards.max(initial=0)) + 1
+    window_of_shard = np.random.default_rng(seed).permutation(num_shards) // shards_per_window
+    window_of_pick = window_of_shard[shards[order]]
+    by_window = np.argsort(window_of_pick, kind="stable")
+    cuts = np.flatnonzero(np.diff(window_of_pick[by_window])) + 1
+    return np.split(order[by_window], cuts)
 
 
 class SequentialSampler(Sampler[list[Pick]]):

@@ -1,5 +1,6 @@
 """Transcript normalisation: one function, used for training targets and for scoring alike."""
 
+import re
 import unicodedata
 from collections.abc import Callable
 from typing import Literal
@@ -7,6 +8,7 @@ from typing import Literal
 Case = Literal["lower", "upper", "keep"]
 
 _APOSTROPHE = "'"
+_PLAIN = re.compile("[a-z0-9 ]*")
 
 
 def normalise(
@@ -35,6 +37,8 @@ def normalise(
         # An empty part between two marks is no part: words missing beside missing words are one gap.
         inner = [part for part in parts[1:-1] if part]
         return f" {wildcard} ".join([parts[0], *inner, parts[-1]]).strip()
+    if case != "upper" and _PLAIN.fullmatch(text):  # most of a corpus that asr.prepare has written
+        return " ".join(text.split())
     # Before NFKC, which would turn '´' into a space and an accent, and not see past a joiner.
     text = unicodedata.normalize("NFKC", text.translate(_TYPOGRAPHY))
     if case == "lower":

@@ -315,6 +315,7 @@ def make_modules(
         cache_bytes=int(config.data.cache_audio_gib * 2**30),
         seed=config.seed,
         sortagrad_epochs=config.data.sortagrad_epochs,
+        shards_per_window=config.data.shards_per_window,
     )
     batches_per_step = config.trainer.accumulate_batches
     steps_per_epoch = -(-datamodule.num_train_batches // batches_per_step)

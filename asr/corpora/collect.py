@@ -13,13 +13,24 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from asr.audio import AUDIO_EXTENSIONS, END_TOLERANCE_SECONDS, AudioInfo, audio_info
+from asr.audio import AUDIO_EXTENSIONS, END_TOLERANCE_SECONDS, AudioInfo, audio_info, file_of
 from asr.errors import AudioError, ManifestError
 from asr.records import Utterance
 from asr.text import normalise
 
 SPLITS = ("train", "dev", "test")
 """The order in which splits are written and shown."""
+
+SPLIT_NAMES = {
+    "train": "train",
+    "dev": "dev",
+    "valid": "dev",
+    "validation": "dev",
+    "val": "dev",
+    "test": "test",
+    "eval": "test",
+}
+"""What splits are called in names of files and folders."""
 
 Progress = Callable[[str, int, int | None], None]
 """Called as ``progress(stage, num_done, num_total)``; ``num_total`` is ``None`` while unknown."""
@@ -127,7 +138,7 @@ def _check(entry: Entry) -> Utterance | Exclusion:
     text = normalise(entry.text)
     if not text:
         return excluded(Reason.EMPTY_TEXT, f"transcript is {entry.text!r}" if entry.text.strip() else "")
-    if not entry.audio_path.is_file():
+    if not file_of(entry.audio_path).is_file():
         return excluded(Reason.MISSING_AUDIO, f"no file {entry.audio_path}")
     try:
         info = audio_info(entry.audio_path)

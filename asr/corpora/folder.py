@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from asr.corpora.collect import (
+    SPLIT_NAMES,
     SPLITS,
     AudioIndex,
     Entry,
@@ -26,15 +27,6 @@ from asr.corpora.table import TABLE_SUFFIXES, Columns, read_table
 from asr.errors import ConfigError, ManifestError
 from asr.records import Utterance
 
-_SPLIT_NAMES = {
-    "train": "train",
-    "dev": "dev",
-    "valid": "dev",
-    "validation": "dev",
-    "val": "dev",
-    "test": "test",
-    "eval": "test",
-}
 _TEXT_SUFFIXES = (".txt", ".lab")
 DEFAULT_TEST_FRACTION = 0.1
 
@@ -111,7 +103,7 @@ def _read(source: Path, columns: Columns) -> tuple[list[Entry], list[Exclusion]]
     if source.is_file():
         return read_table(source, columns)
     tables = sorted(path for path in source.iterdir() if path.suffix.lower() in TABLE_SUFFIXES)
-    split_tables = _by_split(source, [path for path in tables if path.stem.lower() in _SPLIT_NAMES])
+    split_tables = _by_split(source, [path for path in tables if path.stem.lower() in SPLIT_NAMES])
     if split_tables:
         return _read_tables(source, split_tables, columns)
     index = index_audio(source)
@@ -134,7 +126,7 @@ def _read(source: Path, columns: Columns) -> tuple[list[Entry], list[Exclusion]]
 def _by_split(source: Path, tables: Sequence[Path]) -> dict[str, Path]:
     chosen: dict[str, Path] = {}
     for table in tables:
-        split = _SPLIT_NAMES[table.stem.lower()]
+        split = SPLIT_NAMES[table.stem.lower()]
         if split in chosen:
             raise ManifestError(f"{source} holds two {split} tables: {chosen[split].name} and {table.name}")
         chosen[split] = table
@@ -181,7 +173,7 @@ def _read_pairs(index: AudioIndex, texts: Mapping[str, Path]) -> tuple[list[Entr
             excluded.append(Exclusion(stem, Reason.BAD_LINE, str(texts[stem]), str(error)))
             continue
         first, _, rest = stem.partition("/")
-        split = _SPLIT_NAMES.get(first.lower(), "") if rest else ""
+        split = SPLIT_NAMES.get(first.lower(), "") if rest else ""
         entries.append(Entry(stem, str(paths[0]), paths[0], text, split=split))
     for stem in sorted(texts.keys() - index.paths_by_stem.keys()):
         excluded.append(Exclusion(stem, Reason.MISSING_AUDIO, str(texts[stem]), "no audio file of this name"))

@@ -9,19 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from asr.corpora.collect import SPLITS, Entry, Exclusion, PreparedCorpus, Progress, Reason, collect
-from asr.corpora.splits import Carved, SplitPlan, by_speaker, by_utterance, carve
+from asr.corpora.collect import SPLIT_NAMES, Entry, Exclusion, PreparedCorpus, Progress, Reason, collect
+from asr.corpora.splits import SplitPlan, with_dev
 from asr.errors import ConfigError, ManifestError
 
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".yaml", ".yaml.gz")
-_SPLIT_WORDS = {
-    "train": "train",
-    "dev": "dev",
-    "valid": "dev",
-    "validation": "dev",
-    "test": "test",
-    "eval": "test",
-}
 
 
 def prepare(
@@ -53,16 +45,7 @@ def prepare(
         for item in _read(path, split):
             (entries if isinstance(item, Entry) else excluded).append(item)  # type: ignore[arg-type]
     collected = collect(entries, progress=progress)
-    splits = {split: collected.of(split) for split in SPLITS}
-    splits["train"] = collected.of("") + splits["train"]
-    if splits["dev"]:
-        plan.require_unused(str(source))
-        carved = Carved(splits["train"], splits["dev"], [], [])
-    else:
-        speakers_known = any(utterance.speaker for utterance in splits["train"])
-        carved = carve(splits["train"], [by_speaker()] * speakers_known + [by_utterance()], plan)
-    splits |= {"train": carved.train, "dev": carved.dev, "test": splits["test"] or carved.test}
-    return PreparedCorpus(splits, collected.excluded + excluded, carved.notes)
+    return with_dev(collected, excluded, plan, str(source))
 
 
 def _manifests(source: Path) -> list[Path]:
@@ -82,7 +65,7 @@ def _manifests(source: Path) -> list[Path]:
 
 def _split_of(path: Path) -> str:
     words = path.name.lower().replace("-", "_").replace(".", "_").split("_")
-    return next((_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS), "")
+    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "")
 
 
 def _read(path: Path, split: str) -> Iterator[Entry | Exclusion]:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from asr.corpora.collect import SPLITS, Collected, Exclusion, PreparedCorpus
 from asr.errors import ConfigError
 from asr.records import Utterance
 
@@ -140,6 +141,24 @@ def carve(utterances: Sequence[Utterance], groupings: Sequence[Grouping], plan: 
                 )
             )
     return carved
+
+
+def with_dev(collected: Collected, excluded: list[Exclusion], plan: SplitPlan, where: str) -> PreparedCorpus:
+    """The corpus with the splits that it has; dev, where there is none, is carved from the training part.
+
+    Raises:
+        ConfigError: ``plan`` says how to carve what is there already.
+    """
+    splits = {split: collected.of(split) for split in SPLITS}
+    splits["train"] = collected.of("") + splits["train"]
+    if splits["dev"]:
+        plan.require_unused(where)
+        carved = Carved(splits["train"], splits["dev"], [], [])
+    else:
+        speakers_known = any(utterance.speaker for utterance in splits["train"])
+        carved = carve(splits["train"], [by_speaker()] * speakers_known + [by_utterance()], plan)
+    splits |= {"train": carved.train, "dev": carved.dev, "test": splits["test"] or carved.test}
+    return PreparedCorpus(splits, collected.excluded + excluded, carved.notes)
 
 
 def choose_groups(

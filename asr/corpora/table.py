@@ -16,7 +16,7 @@ _JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 TABLE_SUFFIXES = (*_JSON_SUFFIXES, ".csv", ".tsv")
 
 # For each meaning the usual column names, the most explicit first.
-_NAMES = {
+USUAL_NAMES = {
     "audio": (
         "audio_filepath",
         "audio_path",
@@ -153,13 +153,13 @@ def _read_delimited(path: Path, columns: Columns) -> _Table:
 
 def _is_header(cells: Sequence[str], columns: Columns) -> bool:
     lowered = {cell.lower() for cell in cells}
-    return columns.audio in cells or any(name in lowered for name in _NAMES["audio"])
+    return columns.audio in cells or any(name in lowered for name in USUAL_NAMES["audio"])
 
 
 def _find_names(path: Path, header: Sequence[str], columns: Columns) -> dict[str, str]:
     by_lower_case = {name.lower(): name for name in reversed(header)}
     names = {}
-    for meaning, usual in _NAMES.items():
+    for meaning, usual in USUAL_NAMES.items():
         asked = getattr(columns, meaning, None)
         if asked is not None:
             if asked not in header:
@@ -175,7 +175,7 @@ def _find_names(path: Path, header: Sequence[str], columns: Columns) -> dict[str
         if meaning not in names:
             raise ManifestError(
                 f"{path} has no {meaning} column among {', '.join(header)}: "
-                f"give {meaning}_column=NAME, or call it {_NAMES[meaning][0]}"
+                f"give {meaning}_column=NAME, or call it {USUAL_NAMES[meaning][0]}"
             )
     return names
 
