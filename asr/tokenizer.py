@@ -294,7 +294,8 @@ class PartialTokenizer(Tokenizer):
         return self.tokenizer.unknown_characters(text.replace(self.wildcard, " "))
 
     def max_labels(self, text: str) -> int:
-        return self.tokenizer.max_labels(text) + text.count(self.wildcard)  # each begins another part
+        # Each may get spaces at both sides, and begins another part.
+        return self.tokenizer.max_labels(text) + 3 * text.count(self.wildcard)
 
     def state(self) -> dict[str, Any]:
         return self.tokenizer.state()

@@ -18,6 +18,7 @@ from asr.records import Utterance
 from asr.tokenizer import (
     BLANK_DISPLAY,
     CharTokenizer,
+    PartialTokenizer,
     SentencePieceTokenizer,
     Tokenizer,
     WordGroup,
@@ -79,6 +80,17 @@ class TestEveryTokenizer:
             assert spelling.strip() == group.text
         for before, after in itertools.pairwise(groups):
             assert before.last < after.first
+
+    @settings(deadline=None, max_examples=60)
+    @given(words=words, gap=st.booleans())
+    def test_never_more_labels_than_announced(
+        self, tokenizer: Tokenizer, words: list[str], gap: bool
+    ) -> None:
+        text = " ".join(words)
+        assert len(tokenizer.encode(text)) <= tokenizer.max_labels(text)
+        partial = PartialTokenizer(tokenizer, "*")
+        for marked in (" * ".join(words), "*".join(words), "* " * gap + text + " *"):
+            assert len(partial.encode(marked)) <= partial.max_labels(marked)
 
     def test_tokens_and_blank(self, tokenizer: Tokenizer) -> None:
         assert len(tokenizer.tokens) == tokenizer.vocab_size

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from asr.audio import AUDIO_EXTENSIONS, audio_info, cut_audio, file_of, member_path
+from asr.audio import AUDIO_EXTENSIONS, END_TOLERANCE_SECONDS, audio_info, cut_audio, file_of, member_path
 from asr.corpora.collect import (
     SPLIT_NAMES,
     Entry,
@@ -30,7 +30,6 @@ from asr.corpora.collect import (
 )
 from asr.corpora.splits import SplitPlan, with_dev
 from asr.corpora.table import USUAL_NAMES
-from asr.dataset import DURATION_TOLERANCE_SECONDS
 from asr.errors import AudioError, ConfigError, ManifestError
 from asr.records import Utterance
 
@@ -177,9 +176,7 @@ def _content(utterance: Utterance) -> tuple[bytes, str, float]:
     path = utterance.audio_path
     info = audio_info(path)
     rest = info.duration_seconds - utterance.offset_seconds
-    is_whole = (
-        utterance.offset_seconds == 0 and utterance.duration_seconds >= rest - DURATION_TOLERANCE_SECONDS
-    )
+    is_whole = utterance.offset_seconds == 0 and utterance.duration_seconds >= rest - END_TOLERANCE_SECONDS
     if is_whole and file_of(path) == path and path.suffix.lower() in AUDIO_EXTENSIONS:
         return path.read_bytes(), path.suffix.lower(), utterance.duration_seconds
     seconds = min(utterance.duration_seconds, rest)
