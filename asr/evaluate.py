@@ -23,6 +23,7 @@ from asr.firewall import (
     EvaluatedData,
     check_data_use,
     recorded_choices,
+    require_dev_data,
     training_choices,
 )
 from asr.manifest import manifest_sha256, read_manifest
@@ -76,6 +77,8 @@ def evaluate(config: EvaluateConfig) -> int:
         utterances,
         claimed_split(config.data, config.split, config.manifest),
     )
+    if config.calibrate:
+        require_dev_data(data, config.data.test, "calibrate")
     data_use = check_data_use(
         data,
         choices_behind(identity, path, resolved),

@@ -31,6 +31,10 @@ MAX_KEYS = 1000
 _KEY_DIGITS = 12
 
 
+class NotDevDataError(ConfigError):
+    """Data on which nothing may be chosen."""
+
+
 class TunedSplitError(ConfigError):
     """Data that something was chosen on, evaluated as if it were test data."""
 
@@ -130,6 +134,39 @@ def record_choice(run_dir: Path, choice: Choice) -> None:
 def num_shared(utterances: Iterable[Utterance], choice: Choice) -> int:
     """How many of ``utterances`` are known to be among those of the choice."""
     return len({utterance_key(utterance) for utterance in utterances} & set(choice.keys))
+
+
+def require_dev_data(data: EvaluatedData, test: str | None, action: str) -> None:
+    """What is chosen on test data cannot be tested on it afterwards.
+
+    Args:
+        test: the manifest of the test split, if there is one.
+        action: what is about to be done with the data, as in ``tune``.
+
+    Raises:
+        NotDevDataError: test or training data, by name, by hash or by its utterances.
+    """
+    if data.split in {"test", "train"}:
+        reason = (
+            f"to {action} on test data leaves nothing to test on afterwards"
+            if data.split == "test"
+            else "the model has learned from it and is surer of it than of anything else"
+        )
+        raise NotDevDataError(
+            f"{data.manifest} is the {data.split} split: {reason}; {action} on the dev split (split=dev)"
+        )
+    if test is None or not Path(test).is_file():
+        return
+    if manifest_sha256(test) == data.sha256:
+        raise NotDevDataError(
+            f"{data.manifest} is the test split {test} under another name: {action} on dev data"
+        )
+    shared = num_shared(data.utterances, choose_on("", test, read_manifest(test)))
+    if shared:
+        raise NotDevDataError(
+            f"{data.manifest} shares {shared} of its {len(data.utterances)} utterances with the test split "
+            f"{test}: {action} on dev data that is not tested on"
+        )
 
 
 def check_data_use(

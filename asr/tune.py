@@ -24,8 +24,8 @@ from asr.firewall import (
     EvaluatedData,
     check_data_use,
     choose_on,
-    num_shared,
     record_choice,
+    require_dev_data,
 )
 from asr.manifest import manifest_sha256, read_manifest
 from asr.provenance import describe_environment
@@ -68,12 +68,18 @@ def tune(config: TuneConfig) -> int:
     searched = searched_options(config)
     manifest = find_manifest(config.data, config.split, config.manifest)
     utterances = read_manifest(manifest)
-    refuse_test_data(config, manifest, utterances)
+    data = EvaluatedData(
+        str(manifest),
+        manifest_sha256(manifest),
+        utterances,
+        claimed_split(config.data, config.split, config.manifest),
+    )
+    require_dev_data(data, config.data.test, "tune")
     path = checkpoint.resolve(config.checkpoint)
     identity = checkpoint.identify(path)
     files = decoder_files(config.decoder)
     output = Path(config.output) if config.output else checkpoint.home(path) / "tuning" / output_name(config)
-    warn_of_training_data(manifest, utterances, identity)
+    warn_of_training_data(data, identity)
 
     recogniser = checkpoint.load_recogniser(path, GreedyConfig(), choose_device(config.device))
     normalise = get_normaliser(config.normaliser)
@@ -148,37 +154,7 @@ def searched_options(config: TuneConfig) -> dict[str, list[Any]]:
     return {name: values[name] for name, does_apply in applies.items() if does_apply}
 
 
-def refuse_test_data(config: TuneConfig, manifest: Path, utterances: Sequence[Utterance]) -> None:
-    """Tuning is for dev data.
-
-    Raises:
-        ConfigError: test or training data, by name, by hash or by its utterances.
-    """
-    split = claimed_split(config.data, config.split, config.manifest)
-    if split in {"test", "train"}:
-        reason = (
-            "what is tuned on test data cannot be tested on it afterwards"
-            if split == "test"
-            else "the model has learned from it, so the weights would be those of a perfect model"
-        )
-        raise ConfigError(f"{manifest} is the {split} split: {reason}; tune on the dev split (split=dev)")
-    test = config.data.test
-    if test is None or not Path(test).is_file():
-        return
-    if manifest_sha256(test) == manifest_sha256(manifest):
-        raise ConfigError(f"{manifest} is the test split {test} under another name: tune on dev data")
-    shared = num_shared(utterances, choose_on("", test, read_manifest(test)))
-    if shared:
-        raise ConfigError(
-            f"{manifest} shares {shared} of its {len(utterances)} utterances with the test split {test}: "
-            "tune on dev data that is not tested on"
-        )
-
-
-def warn_of_training_data(
-    manifest: Path, utterances: Sequence[Utterance], identity: checkpoint.Identity
-) -> None:
-    data = EvaluatedData(str(manifest), manifest_sha256(manifest), utterances, "dev")
+def warn_of_training_data(data: EvaluatedData, identity: checkpoint.Identity) -> None:
     use = check_data_use(data, [], identity.provenance.get("manifests", {}).get("train"))
     for notice in use.notices:
         if notice.severity == "warning":

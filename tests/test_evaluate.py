@@ -140,3 +140,20 @@ def test_mistakes_are_named(run: Run, tmp_path: Path) -> None:
     assert "cannot write" in refusal(run, ReportError, [f"output={tmp_path / 'file' / 'out'}"])
     with pytest.raises(ConfigError, match="split=tets"):
         run("split=tets")
+
+
+def test_nothing_is_calibrated_on_test_data(run: Run, tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
+    dev = tiny_corpus.manifest("dev")
+    recut = tiny_corpus.write(tmp_path / "calls.jsonl", tiny_corpus.lines("dev")[:2])
+    for claim, expected in (
+        ([f"manifest={dev}", "split=test"], "is the test split"),
+        ([f"manifest={recut}", f"data.test={recut}", f"data.dev={recut}"], "is the test split"),
+        ([f"data.test={dev}"], "under another name"),
+        ([f"manifest={dev}", f"data.test={recut}"], "shares 2 of its 4 utterances"),
+        ([f"manifest={tiny_corpus.manifest('train')}"], "is the train split"),
+    ):
+        message = refusal(run, ConfigError, ["calibrate=true", *claim])
+        assert expected in message, claim
+        assert "calibrate on" in message
+    with pytest.raises(ConfigError, match="needs at least 10 correct and 10 wrong words"):
+        run("calibrate=true", f"manifest={dev}")  # nothing against this one but its size
