@@ -877,6 +877,8 @@ class EvaluateConfig:
     window_seconds: float = 30.0
     overlap_seconds: float = 4.0
     max_window_difference: float = 0.0
+    label_errors: bool = False
+    second_checkpoint: str | None = None
 
     def __post_init__(self) -> None:
         check_range("num_pictures", self.num_pictures, at_least=0)
@@ -887,19 +889,28 @@ class EvaluateConfig:
             raise ConfigError(
                 f"calibrate=true with split={self.split}: a temperature is fitted to the dev set, nothing else"
             )
-        if self.calibrate and self.sweep is not None:
-            raise ConfigError("calibrate=true fits to the dev set as it is: leave out sweep=")
         if self.calibrate and self.calibration != "auto":
             raise ConfigError(f"calibrate=true fits what calibration={self.calibration} reads: leave out one")
         check_choice("device", self.device, ["auto", "cpu", "gpu"])
         check_range("num_worst", self.num_worst, at_least=0)
         self._check_sweep()
+        self._check_question()
 
+    def _check_question(self) -> None:
+        questions = {
+            "check_parity=true": self.check_parity,
+            "label_errors=true": self.label_errors,
+            "sweep=": self.sweep is not None,
+        }
+        chosen = [name for name, is_chosen in questions.items() if is_chosen]
+        if len(chosen) > 1:
+            raise ConfigError(f"{' and '.join(chosen)} are different questions: ask one at a time")
+        for name in ("sclite", "calibrate"):
+            if getattr(self, name) and chosen:
+                raise ConfigError(f"{name}=true goes with a plain evaluation, not with {chosen[0]}")
+        if self.second_checkpoint is not None and not self.label_errors:
+            raise ConfigError("second_checkpoint= goes with label_errors=true")
         if self.check_parity:
-            if self.sweep is not None or self.sclite:
-                raise ConfigError(
-                    "check_parity=true compares texts and scores none: leave out sweep= and sclite="
-                )
             check_windows(self.window_seconds, self.overlap_seconds)
             check_range("max_window_difference", self.max_window_difference, at_least=0, at_most=1)
         elif any(getattr(self, name) != getattr(EvaluateConfig, name) for name in OF_PARITY):
@@ -910,8 +921,6 @@ class EvaluateConfig:
             check_choice("sweep", self.sweep, ["snr", "speed"])
         elif self.sweep_values is not None:
             raise ConfigError("sweep_values= goes with sweep=snr or sweep=speed")
-        if self.sweep is not None and self.sclite:
-            raise ConfigError("sclite=true goes with one evaluation, not with sweep=")
         if self.sweep_values is not None and not self.sweep_values:
             raise ConfigError("sweep_values=[] names no value; leave it out for the usual ones")
         if self.sweep == "speed":

@@ -26,12 +26,14 @@ from asr.firewall import (
     require_dev_data,
     training_choices,
 )
+from asr.label_errors import find_label_errors
 from asr.manifest import manifest_sha256, read_manifest
 from asr.parity import check_parity
 from asr.recogniser import Recogniser
 from asr.records import Utterance
 from asr.report.examination import Examination, examine
 from asr.report.json_report import EvaluationReport, num_faulty, write_report, write_text
+from asr.report.label_errors import print_label_errors, write_label_errors
 from asr.report.nist import write_sclite_files
 from asr.report.page import write_page
 from asr.report.parity import print_parity, write_parity
@@ -99,6 +101,8 @@ def evaluate(config: EvaluateConfig) -> int:
             return evaluate_sweep(run, console)
         if config.check_parity:
             return evaluate_parity(run, console)
+        if config.label_errors:
+            return rank_label_errors(run, console)
         report, written = run.write(run.evaluate())
     print_report(report, console, num_worst=config.num_worst)
     for file in written:
@@ -211,6 +215,27 @@ def evaluate_parity(run: Evaluation, console: Console) -> int:
     print_parity(found, console, config.max_window_difference)
     console.print(f"everything: {path}", markup=False, highlight=False, soft_wrap=True)
     return 0 if found.agrees(config.max_window_difference) else 1
+
+
+def rank_label_errors(run: Evaluation, console: Console) -> int:
+    """Rank the transcripts by how wrong they seem. Exit code 1 when some could not be judged."""
+    config, recognisers = run.config, [run.recogniser]
+    if config.second_checkpoint is not None:
+        path = checkpoint.resolve(config.second_checkpoint)
+        recognisers.append(checkpoint.load_recogniser(path, GreedyConfig(), run.recogniser.device))
+    task = run.progress.add_task("judging transcripts", total=len(recognisers) * len(run.utterances))
+    found = find_label_errors(
+        recognisers,
+        run.utterances,
+        max_batch_utterances=config.data.max_batch_utterances,
+        max_batch_seconds=config.data.max_batch_seconds,
+        on_progress=lambda num_done: run.progress.update(task, completed=num_done),
+    )
+    written = write_label_errors(found, run.output)
+    print_label_errors(found, console, num_shown=config.num_worst)
+    for path in written:
+        console.print(f"everything: {path}", markup=False, highlight=False, soft_wrap=True)
+    return 1 if found.excluded else 0
 
 
 def make_conditions(config: EvaluateConfig, sample_rate: int) -> tuple[list[Condition], dict[str, Any]]:

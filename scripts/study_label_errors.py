@@ -18,9 +18,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from asr.checkpoint import load_recogniser
+from asr.config import GreedyConfig
+from asr.label_errors import find_label_errors
 from asr.manifest import read_manifest, write_manifest
 from asr.records import Utterance
 
+SHARES = (0.03, 0.05, 0.1)
 KINDS = ("exchanged", "deleted", "replaced", "inserted")
 
 
@@ -53,17 +61,49 @@ def _with_error(spoken: list[str], kind: str, vocabulary: Sequence[str], chance:
     return " ".join([*spoken[:place], *inside, *spoken[place + 1 :]])
 
 
+def count(folder: Path, run: str, second: str | None) -> Table:
+    """Rank the damaged manifest, and count what was damaged among the first."""
+    kinds: dict[str, str] = json.loads((folder / "damaged.json").read_text(encoding="utf-8"))
+    utterances = read_manifest(folder / "damaged.jsonl")
+    paths = [run, *([second] if second is not None else [])]
+    recognisers = [load_recogniser(path, GreedyConfig(), torch.device("cpu")) for path in paths]
+    found = find_label_errors(recognisers, utterances, max_batch_utterances=16, max_batch_seconds=240.0)
+    ranked = [kinds.get(one.id) for one in found.suspects]
+    table = Table(
+        "damage", "utterances", *(f"top {share:.0%}" for share in SHARES), title=" and ".join(paths)
+    )
+    for kind in (*KINDS, "all"):
+        wanted = {kind} if kind != "all" else set(KINDS)
+        num_damaged = sum(one in wanted for one in kinds.values())
+        heads = [ranked[: round(share * len(ranked))] for share in SHARES]
+        table.add_row(
+            kind,
+            str(num_damaged),
+            *(f"{sum(one in wanted for one in head) / num_damaged:.1%}" for head in heads),
+        )
+    return table
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    making = commands.add_parser("damage")
+    making = commands.add_parser(
+        "damage", help="write damaged.jsonl, and damaged.json: what was done to which"
+    )
     making.add_argument("manifest", type=Path)
     making.add_argument("--output", type=Path, required=True)
     making.add_argument("--share", type=float, default=0.03)
     making.add_argument("--seed", type=int, default=0)
+    counting = commands.add_parser("count", help="how many of them are in the top of the ranking")
+    counting.add_argument("folder", type=Path)
+    counting.add_argument("checkpoint")
+    counting.add_argument("--second")
     arguments = parser.parse_args()
+    if arguments.command == "count":
+        Console().print(count(arguments.folder, arguments.checkpoint, arguments.second))
+        return 0
     damaged, kinds = damage(read_manifest(arguments.manifest), arguments.share, arguments.seed)
     write_manifest(arguments.output / "damaged.jsonl", damaged)
     (arguments.output / "damaged.json").write_text(json.dumps(kinds, indent=1) + "\n", encoding="utf-8")

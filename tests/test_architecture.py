@@ -26,6 +26,7 @@ RANKS = {
         "checkpoint",
         "cli",
         "evaluation",
+        "label_errors",
         "longform",
         "parity",
         "selection",

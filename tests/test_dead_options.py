@@ -199,6 +199,7 @@ class Runs:
         sweep = ["sweep=snr", f"noise={self.noise}", "sweep_values=[10]", f"output={self.folder / 'swept'}"]
         self.run("evaluate", *common, *sweep)
         self.run("evaluate", *common, "check_parity=true", "window_seconds=1", "overlap_seconds=0.2")
+        self.run("evaluate", *common, "label_errors=true", f"second_checkpoint={self.run_dir}")
         with pytest.raises(ManifestError, match="make it with"):
             self.run("evaluate", *common, "data.dev=gone.jsonl")
 
