@@ -9,7 +9,7 @@ import os
 import signal
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,12 +18,12 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from asr import parallel
 from asr.coach import Coach, Figures, State
 from asr.errors import TrainingError
-from asr.module import CtcModule
+from asr.module import CtcModule, DevSample, spread
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +33,15 @@ class Interrupted(Exception):  # noqa: N818  (an event, not an error)
 
 
 class EpochLine(Callback):
-    """After each validation: one line of figures and a few decoded dev utterances."""
+    """After each validation: one line of figures and a few decoded dev utterances, always the same.
 
-    def __init__(self, num_samples: int) -> None:
+    Args:
+        align: reference and hypothesis as Markdown, for TensorBoard.
+    """
+
+    def __init__(self, num_samples: int, align: Callable[[DevSample], str]) -> None:
         self.num_samples = num_samples
+        self.align = align
         self._started = time.monotonic()
         self._frames_before = 0
         self.best_wer = float("inf")
@@ -78,22 +83,21 @@ class EpochLine(Callback):
             self._seconds,
             star,
         )
-        for sample in self._chosen(_ctc(pl_module)):
+        samples = spread(_ctc(pl_module).dev_samples, self.num_samples)
+        for sample in samples:
             logger.info("    %s", sample.utterance_id)
             logger.info("      said  %s", sample.reference)
             logger.info("      heard %s", sample.hypothesis or "(nothing)")
+        for own_logger in trainer.loggers:
+            if isinstance(own_logger, TensorBoardLogger) and samples:
+                text = "\n\n".join(map(self.align, samples))
+                own_logger.experiment.add_text("dev/samples", text, trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_wer": self.best_wer}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_wer = state_dict["best_wer"]
-
-    def _chosen(self, module: CtcModule) -> list[Any]:
-        """The same few utterances each time, spread over the lengths."""
-        samples = module.dev_samples
-        step = max(1, len(samples) // max(self.num_samples, 1))
-        return samples[step // 2 :: step][: self.num_samples]
 
 
 class CoachLine(Callback):

@@ -607,6 +607,12 @@ class TrainerConfig:
 class LoggerConfig:
     tensorboard: bool = True
     csv: bool = True
+    num_pictures: int = 2
+    picture_every_validations: int = 5
+
+    def __post_init__(self) -> None:
+        check_range("logger.num_pictures", self.num_pictures, at_least=0)
+        check_range("logger.picture_every_validations", self.picture_every_validations, at_least=1)
 
 
 @dataclass

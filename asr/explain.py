@@ -19,7 +19,6 @@ from rich.text import Text
 
 from asr.cli import launch
 from asr.config import ExplainConfig, GreedyConfig
-from asr.ctc.align import word_spans
 from asr.ctc.diagnosis import Diagnosis, diagnose
 from asr.ctc.paths import BestLabelling, ScoredPath, best_labelling, best_paths, collapse, count_paths
 from asr.ctc.tables import EmissionTable, read_table
@@ -257,7 +256,8 @@ def _write_table_files(
 def _explain_recording(config: ExplainConfig, console: Console) -> None:
     from asr.audio import load_audio
     from asr.checkpoint import load_recogniser
-    from asr.report.ctc_plots import save_figure, utterance_figure
+    from asr.report.ctc_plots import save_figure
+    from asr.report.recording import diagnose_recording, draw_recording
 
     assert config.checkpoint is not None
     assert config.audio is not None
@@ -267,16 +267,13 @@ def _explain_recording(config: ExplainConfig, console: Console) -> None:
     log_probs = recogniser.emissions([waveform]).log_probs[0]
     if len(log_probs) == 0:
         raise AudioError(f"{config.audio} is too short: the model makes no frame of it")
-    reading = collapse(log_probs.argmax(dim=1).tolist(), tokenizer.blank_id)
     reference = None if config.text is None else recogniser.normalise(config.text)
-    labels = reading if reference is None else tuple(tokenizer.encode(reference))
-    if len(log_probs) * (2 * len(labels) + 1) > MAX_TRELLIS_CELLS:
+    labels = None if reference is None else tokenizer.encode(reference)
+    num_labels = len(log_probs) if labels is None else len(labels)
+    if len(log_probs) * (2 * num_labels + 1) > MAX_TRELLIS_CELLS:
         raise AudioError(f"{config.audio} is too long to draw; cut out the utterance in question")
-    diagnosis = diagnose(
-        log_probs, labels, blank=tokenizer.blank_id, spell=tokenizer.decode, symbols=tokenizer.tokens
-    )
-    spans = [] if diagnosis.alignment is None else diagnosis.alignment.token_spans()
-    words = word_spans(spans, vocabulary=tokenizer.tokens)
+    found = diagnose_recording(recogniser, log_probs, labels)
+    reading, diagnosis, words = found
     seconds_per_frame = recogniser.acoustic_model.seconds_per_frame
 
     _print_fact(console, "audio", f"{config.audio}, {len(waveform) / recogniser.sample_rate:.2f} s")
@@ -287,7 +284,6 @@ def _explain_recording(config: ExplainConfig, console: Console) -> None:
     console.print(findings_table(diagnosis.findings))
     if config.output is None:
         return
-    symbols = [_visible(token) for token in tokenizer.tokens]
     folder = Path(config.output)
     plain = {
         "checkpoint": config.checkpoint,
@@ -299,28 +295,11 @@ def _explain_recording(config: ExplainConfig, console: Console) -> None:
         "words": [word_as_plain(word, diagnosis, seconds_per_frame) for word in words],
         **diagnosis_as_plain(diagnosis, tokenizer.tokens),
     }
-    with torch.inference_mode():
-        front_end = recogniser.acoustic_model.features
-        spectrogram = front_end(waveform[None], torch.tensor([len(waveform)])).features[0]
-    figure = utterance_figure(
-        diagnosis,
-        symbols,
-        spectrogram=spectrogram.double().numpy(),
-        spectrogram_hop_seconds=front_end.hop_seconds,
-        seconds_per_frame=seconds_per_frame,
-        words=words,
-        title=f"{Path(config.audio).name}: {tokenizer.decode(reading)!r}",
-    )
+    title = f"{Path(config.audio).name}: {tokenizer.decode(reading)!r}"
+    figure = draw_recording(recogniser, waveform, found, title)
     picture = folder / f"utterance.{config.image_format}"
     save_figure(figure, picture)
     _print_written([_write_json(folder, plain), picture], console)
-
-
-def _visible(token: str) -> str:
-    """A token as an axis label: spaces shown, the blank as a dash."""
-    from asr.tokenizer import BLANK_DISPLAY
-
-    return "–" if token == BLANK_DISPLAY else token.replace(" ", "␣")
 
 
 def _write_json(folder: Path, plain: dict[str, Any]) -> Path:

@@ -2,8 +2,8 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -51,6 +51,15 @@ class DevSample(NamedTuple):
     utterance_id: str
     reference: str
     hypothesis: str
+
+
+T = TypeVar("T")
+
+
+def spread(ordered: Sequence[T], count: int) -> list[T]:
+    """At most ``count`` of them, at equal distances."""
+    step = max(1, len(ordered) // max(count, 1))
+    return list(ordered[step // 2 :: step][:count])
 
 
 class CtcModule(pl.LightningModule):

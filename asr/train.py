@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 import yaml
 from lightning.pytorch.callbacks import Callback, EarlyStopping, Timer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from numpy.typing import NDArray
 from rich.console import Console
 
 from asr import build, checkpoint, finders, optim, parallel
@@ -39,7 +41,8 @@ from asr.callbacks import (
 from asr.cli import launch, setup_logging
 from asr.config import NO_RESUME, TrainConfig
 from asr.datamodule import SpeechDataModule
-from asr.dataset import Exclusion, Selection, select_readable
+from asr.dataset import Example, Exclusion, Selection, load_utterance, select_readable
+from asr.dev_pictures import DevPictures
 from asr.device import has_fast_bf16
 from asr.errors import CheckpointError, ConfigError, TrainingError
 from asr.evaluation import evaluate_utterances
@@ -59,10 +62,11 @@ from asr.models.acoustic import AcousticModel
 from asr.module import CtcModule
 from asr.profiling import StepProfiler
 from asr.provenance import command_line, describe_environment, flatten
+from asr.recogniser import Recogniser
 from asr.records import Problem, Utterance
 from asr.report.corpus_report import FINDINGS_NAME, write_findings
 from asr.report.json_report import write_report
-from asr.report.terminal import print_report
+from asr.report.terminal import print_report, sample_markdown
 from asr.selection import check_dev_is_complete, inspect_splits, read_split, select_split, unusable
 from asr.tokenizer import Tokenizer, report_unknown_characters, tokenizer_from_state
 from asr.tuned_decoder import decoder_files
@@ -147,7 +151,8 @@ def fit(config: TrainConfig) -> tuple[Path, int]:
     if config.find is not None:
         find(config, datamodule, module, tokenizer.vocab_size, run_dir)
         return run_dir, 0
-    trainer = make_trainer(config, run_dir, module.training_loss.part_names)
+    pictures = dev_pictures(config, corpus.dev, tokenizer, module)
+    trainer = make_trainer(config, run_dir, module.training_loss.part_names, pictures)
     try:
         trainer.fit(module, datamodule, ckpt_path=resume_from, weights_only=True)
     except Interrupted:
@@ -468,7 +473,9 @@ def find(
     logger.info("that is what fits; small corpora learn better from smaller batches (more steps per epoch)")
 
 
-def make_trainer(config: TrainConfig, run_dir: Path, loss_parts: Sequence[str] = ()) -> pl.Trainer:
+def make_trainer(
+    config: TrainConfig, run_dir: Path, loss_parts: Sequence[str] = (), pictures: Sequence[Callback] = ()
+) -> pl.Trainer:
     """Lightning's trainer with this program's callbacks, loggers and atomic checkpoints."""
     options = config.trainer
     return pl.Trainer(
@@ -486,7 +493,7 @@ def make_trainer(config: TrainConfig, run_dir: Path, loss_parts: Sequence[str] =
         use_distributed_sampler=False,
         enable_progress_bar=options.progress_bar and sys.stderr.isatty(),
         enable_model_summary=False,
-        callbacks=make_callbacks(config, run_dir),
+        callbacks=[*pictures, *make_callbacks(config, run_dir)],  # pictures before weights are exchanged
         logger=make_loggers(config, run_dir, loss_parts),
         plugins=[AtomicCheckpointIO()],
         default_root_dir=run_dir,
@@ -500,7 +507,7 @@ def make_callbacks(config: TrainConfig, run_dir: Path) -> list[Callback]:
     # The average first: what is saved after a step holds it as that step has left it.
     callbacks: list[Callback] = [] if options.ema_decay is None else [MovingAverage(options.ema_decay)]
     callbacks += [
-        EpochLine(options.num_dev_samples),
+        EpochLine(options.num_dev_samples, lambda sample: sample_markdown(*sample)),
         CoachLine(options.gradient_clip_norm),
         SaveBetween(folder / checkpoint.LAST, options.save_every_minutes),
     ]
@@ -518,6 +525,30 @@ def make_callbacks(config: TrainConfig, run_dir: Path) -> list[Callback]:
         callbacks.append(StepProfiler())
     best, last = folder / checkpoint.BEST, folder / checkpoint.LAST
     return [*callbacks, KeepBestAndLast(best, last, options.average_best or 0)]
+
+
+def dev_pictures(
+    config: TrainConfig, dev: Selection, tokenizer: Tokenizer, module: CtcModule
+) -> list[Callback]:
+    """What draws dev utterances in TensorBoard; nothing where that is not wanted."""
+    options = config.logger
+    if not (options.tensorboard and options.num_pictures and parallel.is_first()):
+        return []
+    recogniser = Recogniser(module.acoustic_model, tokenizer, module.decoder, module.normalise)
+
+    def draw(example: Example) -> NDArray[np.uint8] | None:
+        from asr.report.recording import picture_of_recording  # plotting is slow to load
+
+        waveform = load_utterance(example.utterance, recogniser.sample_rate)
+        return picture_of_recording(recogniser, waveform, example.text, example.utterance.id)
+
+    pictures = DevPictures(
+        draw,
+        dev.examples,
+        num_pictures=options.num_pictures,
+        every_validations=options.picture_every_validations,
+    )
+    return [pictures]
 
 
 def make_loggers(config: TrainConfig, run_dir: Path, loss_parts: Sequence[str]) -> list[Logger]:

@@ -19,7 +19,7 @@ RANKS = {
     2: ["coach", "corpora", "dataset", "sampler", "models", "decode", "score", "stats", "optim", "firewall"],
     3: [
         *("datamodule", "module", "callbacks", "averaging", "profiling", "recogniser", "warm_start"),
-        *("attribution", "calibration", "inspection", "findings"),
+        *("attribution", "calibration", "dev_pictures", "inspection", "findings"),
     ],
     4: ["build", "finders", "pipeline", "report"],
     5: [
@@ -45,12 +45,21 @@ ENTRY_POINTS = set(RANKS[6])
 SIBLINGS = {("config", "errors"), ("dataset", "sampler"), ("callbacks", "module"), ("averaging", "module")}
 SIBLINGS |= {("augment", "audio"), ("augment", "manifest"), ("sweep", "evaluation")}
 SIBLINGS |= {("parity", "longform")}
-SIBLINGS |= {("profiling", "module"), ("findings", "inspection")}
+SIBLINGS |= {("dev_pictures", "module"), ("profiling", "module"), ("findings", "inspection")}
 
 MAY_IMPORT = {
     "hydra": {"build", "cli", *ENTRY_POINTS},
     "omegaconf": {"build", "cli", *ENTRY_POINTS},
-    "lightning": {"module", "datamodule", "callbacks", "averaging", "profiling", "build", *ENTRY_POINTS},
+    "lightning": {
+        "module",
+        "datamodule",
+        "callbacks",
+        "averaging",
+        "dev_pictures",
+        "profiling",
+        "build",
+        *ENTRY_POINTS,
+    },
 }
 
 

@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import hashlib
 import importlib.metadata
+import io
 import itertools
 import json
 import math
@@ -12,15 +13,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matplotlib.image
 import pytest
 import torch
 import yaml
 
 from asr import __version__
 from asr.callbacks import SaveBetween
+from asr.dev_pictures import DevPictures
 from asr.errors import AsrError, ConfigError, ManifestError, TrainingError
 from asr.module import CtcModule, StepResult
 from asr.report.json_report import read_report
+from asr.report.terminal import escape_markdown
 from asr.train import train
 
 Compose = Callable[..., Any]
@@ -121,6 +125,14 @@ def test_logged_loss_and_gradient_norm_are_those_of_the_step(
         assert float(row["train/gradient_norm"]) == pytest.approx(norm, rel=1e-3)
 
 
+def tensorboard_events(run_dir: Path) -> Any:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"images": 0, "tensors": 0})
+    events.Reload()
+    return events
+
+
 @pytest.mark.parametrize("choice", ["tensorboard", "none"])
 def test_loggers_write_what_they_are_asked_to(
     tiny_train_config: Compose, tmp_path: Path, choice: str
@@ -131,14 +143,66 @@ def test_loggers_write_what_they_are_asked_to(
     assert not (run_dir / "metrics.csv").exists()
     assert (run_dir / "tensorboard").exists() is wanted
     if wanted:
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-        events = EventAccumulator(str(run_dir / "tensorboard"))
-        events.Reload()
+        events = tensorboard_events(run_dir)
         names = ("loss", "gradient_norm", "learning_rate", "blank_rate", "frames_per_second")
         assert {f"train/{name}" for name in names} <= set(events.Tags()["scalars"])
         assert {"dev/wer", "dev/cer", "dev/loss", "dev/blank_rate"} <= set(events.Tags()["scalars"])
         assert len(events.Scalars("train/loss")) == 4
+
+
+def test_tensorboard_shows_what_was_heard_and_where(tiny_train_config: Compose, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    every_second = ["trainer.max_epochs=3", "logger.num_pictures=2", "logger.picture_every_validations=2"]
+    every_second.append("logger.tensorboard=true")
+    train(tiny_train_config(run_dir, *every_second, "trainer.num_dev_samples=1", "trainer.ema_decay=0.5"))
+    events = tensorboard_events(run_dir)
+    assert set(events.Tags()["images"]) == {"dev/1", "dev/2"}
+    drawn = {name: events.Images(name) for name in ("dev/1", "dev/2")}
+    assert [image.step for image in drawn["dev/1"]] == [4, 8]  # after the first epoch and the second
+    pixels = [matplotlib.image.imread(io.BytesIO(image.encoded_image_string)) for image in drawn["dev/1"]]
+    assert pixels[0].std() > 0.05
+    assert (pixels[0] != pixels[1]).any()  # the model has learned something in between
+    texts = events.Tensors("dev/samples/text_summary")
+    assert [text.step for text in texts] == [4, 8, 12]
+    last = texts[-1].tensor_proto.string_val[0].decode()
+    report = read_report(run_dir / "report.json")
+    assert any(f"**{escape_markdown(result.id)}**" in last for result in report.utterances)
+    assert "REF " in last
+    assert "HYP " in last
+
+
+def test_tensorboard_shows_figures_only_when_asked_to(tiny_train_config: Compose, tmp_path: Path) -> None:
+    without = ["logger.num_pictures=0", "trainer.num_dev_samples=0"]
+    train(tiny_train_config(tmp_path / "run", ONE_EPOCH, *without, "logger.tensorboard=true"))
+    tags = tensorboard_events(tmp_path / "run").Tags()
+    assert "dev/wer" in tags["scalars"]
+    assert tags["images"] == []
+    assert tags["tensors"] == []
+
+
+def test_pictures_are_of_the_model_that_was_validated(
+    tiny_train_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With averaged weights those are exchanged for the validation only."""
+    averages, drawn = [], []
+
+    def weight_of(module: CtcModule) -> torch.Tensor:
+        return next(module.acoustic_model.parameters()).detach().clone()
+
+    at_validation = CtcModule.on_validation_epoch_start
+    monkeypatch.setattr(
+        CtcModule,
+        "on_validation_epoch_start",
+        lambda module: (averages.append(weight_of(module)), at_validation(module))[1],
+    )
+    show = DevPictures.on_validation_epoch_end
+    monkeypatch.setattr(
+        DevPictures,
+        "on_validation_epoch_end",
+        lambda self, trainer, module: (drawn.append(weight_of(module)), show(self, trainer, module))[1],
+    )
+    train(tiny_train_config(tmp_path / "run", ONE_EPOCH, "trainer.ema_decay=0.9", "logger.tensorboard=true"))
+    assert torch.equal(averages[0], drawn[0])
 
 
 def test_log_every_steps(tiny_train_config: Compose, tmp_path: Path) -> None:

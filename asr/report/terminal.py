@@ -21,7 +21,7 @@ from asr.attribution import Cause
 from asr.calibration import Reliability
 from asr.firewall import Notice
 from asr.report.json_report import EvaluationReport, UtteranceResult, num_faulty
-from asr.score import AlignedPair, Operation, rank_worst
+from asr.score import AlignedPair, Operation, align_words, rank_worst
 from asr.stats import Interval
 
 _STYLES: dict[Operation, str] = {"equal": "none", "substitute": "yellow", "delete": "red", "insert": "cyan"}
@@ -82,13 +82,22 @@ def to_markdown(report: EvaluationReport, *, num_worst: int = 10, width: int = 1
     if worst:
         lines += ["", f"## {_worst_title(len(worst), report)}"]
     for result in worst:
-        aligned = [
-            label + " ".join(row).rstrip()
-            for chunk in _chunks(result.alignment, width - len(_LABELS[0]))
-            for label, row in zip(_LABELS, _rows(chunk), strict=True)
-        ]
-        lines += ["", f"**{escape_markdown(_utterance_title(result))}**", "", *_fenced(aligned)]
+        lines += ["", _aligned_markdown(_utterance_title(result), result.alignment, width)]
     return "\n".join(lines) + "\n"
+
+
+def sample_markdown(utterance_id: str, reference: str, hypothesis: str, *, width: int = 100) -> str:
+    """One utterance for a log: reference above hypothesis, errors marked."""
+    return _aligned_markdown(visible(utterance_id), align_words(reference, hypothesis).pairs, width)
+
+
+def _aligned_markdown(title: str, alignment: Sequence[AlignedPair], width: int) -> str:
+    aligned = [
+        label + " ".join(row).rstrip()
+        for chunk in _chunks(alignment, width - len(_LABELS[0]))
+        for label, row in zip(_LABELS, _rows(chunk), strict=True)
+    ]
+    return "\n".join([f"**{escape_markdown(title)}**", "", *_fenced(aligned)])
 
 
 def worst_utterances(report: EvaluationReport, num_worst: int) -> tuple[UtteranceResult, ...]:
