@@ -295,8 +295,7 @@ def _explain_recording(config: ExplainConfig, console: Console) -> None:
         "words": [word_as_plain(word, diagnosis, seconds_per_frame) for word in words],
         **diagnosis_as_plain(diagnosis, tokenizer.tokens),
     }
-    title = f"{Path(config.audio).name}: {tokenizer.decode(reading)!r}"
-    figure = draw_recording(recogniser, waveform, found, title)
+    figure = draw_recording(recogniser, waveform, found, Path(config.audio).name)
     picture = folder / f"utterance.{config.image_format}"
     save_figure(figure, picture)
     _print_written([_write_json(folder, plain), picture], console)

@@ -155,6 +155,7 @@ class Runs:
     def train(self) -> None:
         options = ["model.rnn_layers=2", "loss=intermediate", "trainer.ema_decay=0.9", "logger.csv=true"]
         options += [f"run_dir={self.folder / 'run'}", "trainer.max_epochs=1", "doctor.depth=auto"]
+        options += ["logger.tensorboard=true", "logger.num_pictures=1"]
         self.run("train", *TINY_OPTIONS, *self.manifests, *options, "trainer.num_dev_samples=1")
         find = ["find=batch_size", "trainer.memory_gib=1e-3", f"run_dir={self.folder / 'found'}"]
         with pytest.raises(TrainingError, match="needs more than"):

@@ -23,6 +23,7 @@ MAX_NODES_FRAMES = 40
 MAX_NODES_STATES = 41
 _MAX_NUMBERED_FRAMES = 14
 _MAX_TOKEN_ROWS = 32
+_MAX_NAMED_LABELS = 30
 _NOTICEABLE = 0.02
 
 
@@ -125,7 +126,10 @@ def utterance_figure(
     _draw_posteriors(figure, panels[1], diagnosis, symbols, timing)
     if diagnosis.occupancy is not None and diagnosis.alignment is not None:
         _draw_occupancy(figure, panels[2], diagnosis.occupancy, diagnosis.alignment, timing)
-        _name_states(panels[2], diagnosis.occupancy, symbols, with_blanks=False)
+        if len(diagnosis.labels) <= _MAX_NAMED_LABELS:
+            _name_states(panels[2], diagnosis.occupancy, symbols, with_blanks=False)
+        else:
+            _name_words(panels[2], diagnosis.alignment, words)
         panels[2].set_title("alignment of the reference (orange: most probable path)", loc="left", fontsize=9)
         _draw_losses(panels[3], diagnosis, symbols, timing)
     panels[-1].set_xlabel(timing.axis_label)
@@ -245,6 +249,18 @@ def _name_states(axes: Any, posterior: Occupancy, symbols: Sequence[str], *, wit
         text.set_color(MUTED if state % 2 == 0 else INK)
 
 
+def _name_words(axes: Any, alignment: Alignment, words: Sequence[WordSpan]) -> None:
+    """Names at the states where words begin; of words too close to each other the first."""
+    distance = max(1, alignment.states[-1] // _MAX_NAMED_LABELS)
+    named: dict[int, str] = {}
+    for word in words:
+        state = int(alignment.states[word.start_frame])
+        if not named or state - max(named) >= distance:
+            named[state] = word.text
+    axes.set_yticks(list(named), list(named.values()), fontsize=8)
+    axes.tick_params(axis="y", length=2, color=MUTED)
+
+
 def _draw_posteriors(
     figure: Figure, axes: Any, diagnosis: Diagnosis, symbols: Sequence[str], timing: Timing
 ) -> None:
@@ -269,12 +285,32 @@ def _draw_posteriors(
         color=PATH,
         markersize=4 if len(best) > MAX_NODES_FRAMES else 7,
     )
+    if diagnosis.alignment is not None:
+        tokens = Lattice(diagnosis.labels, diagnosis.blank).tokens()[diagnosis.alignment.states]
+        wanted = [
+            (frame, places[token])
+            for frame, (token, heard) in enumerate(zip(tokens.tolist(), best, strict=True))
+            if token != heard and token in places
+        ]
+        axes.plot(
+            [timing.centres(len(best))[frame] for frame, _ in wanted],
+            [row for _, row in wanted],
+            "o",
+            color=COST,
+            markersize=5 if len(best) > MAX_NODES_FRAMES else 9,
+            markerfacecolor="none",
+            markeredgewidth=0.9,
+        )
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_yticks(range(len(rows)), [symbols[token] for token in rows], fontsize=8)
     axes.tick_params(axis="y", length=0)
     figure.colorbar(image, ax=axes, pad=0.01, fraction=0.05, label="probability")
     if timing.seconds_per_frame is not None:
-        axes.set_title("posteriors (dots: best token of each frame)", loc="left", fontsize=9)
+        axes.set_title(
+            "posteriors (dots: best token of each frame; rings: the reference's token, where it is another)",
+            loc="left",
+            fontsize=9,
+        )
 
 
 def draw_spectrogram(axes: Any, spectrogram: FloatArray, hop_seconds: float) -> None:
@@ -318,9 +354,10 @@ def _draw_losses(axes: Any, diagnosis: Diagnosis, symbols: Sequence[str], timing
         axes.annotate(
             symbols[span.token_id],
             (centre, posterior.frame_losses[span.start_frame : span.end_frame].max()),
-            xytext=(0, 2),
+            xytext=(0, 3),
             textcoords="offset points",
             ha="center",
+            va="bottom",
             fontsize=8,
         )
     axes.set_ylim(top=max(1e-3, float(posterior.frame_losses.max())) * 1.2)

@@ -45,7 +45,7 @@ def diagnose_recording(
     return DiagnosedRecording(reading, diagnosis, word_spans(spans, vocabulary=tokenizer.tokens))
 
 
-def draw_recording(recogniser: Recogniser, waveform: Tensor, found: DiagnosedRecording, title: str) -> Figure:
+def draw_recording(recogniser: Recogniser, waveform: Tensor, found: DiagnosedRecording, name: str) -> Figure:
     """Features, posteriors, alignment and loss of each frame, over the time of ``waveform`` ``(samples,)``."""
     front_end = recogniser.acoustic_model.features
     with torch.inference_mode():
@@ -58,12 +58,12 @@ def draw_recording(recogniser: Recogniser, waveform: Tensor, found: DiagnosedRec
         spectrogram_hop_seconds=front_end.hop_seconds,
         seconds_per_frame=recogniser.acoustic_model.seconds_per_frame,
         words=found.words,
-        title=title,
+        title=f"{name}: {recogniser.tokenizer.decode(found.reading)!r}",
     )
 
 
 def picture_of_recording(
-    recogniser: Recogniser, waveform: Tensor, reference: str, title: str
+    recogniser: Recogniser, waveform: Tensor, reference: str, name: str
 ) -> NDArray[np.uint8] | None:
     """``(height, width, 3)``: the same for a screen; None where the model makes no frame of the waveform."""
     emissions = recogniser.emissions([waveform])
@@ -71,7 +71,7 @@ def picture_of_recording(
     if not len(log_probs):
         return None
     labels = recogniser.tokenizer.encode(reference)
-    figure = draw_recording(recogniser, waveform, diagnose_recording(recogniser, log_probs, labels), title)
+    figure = draw_recording(recogniser, waveform, diagnose_recording(recogniser, log_probs, labels), name)
     figure.set_dpi(SCREEN_DPI)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
