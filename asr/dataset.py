@@ -227,11 +227,10 @@ class SpeechDataset(Dataset[Batch]):
         if not paths or file_of(paths[0]) == paths[0]:
             return None
         numbers: dict[Path, int] = {}
-        found = (
-            numbers.setdefault(file_of(example.utterance.audio_path), len(numbers))
-            for example in self.examples
+        folders = (example.utterance.audio_path.parent for example in self.examples)  # of members, their tar
+        return np.fromiter(
+            (numbers.setdefault(one, len(numbers)) for one in folders), np.int64, len(self.examples)
         )
-        return np.fromiter(found, np.int64, len(self.examples))
 
     def target(self, position: int) -> list[int]:
         """The labels to learn; empty where there are none."""

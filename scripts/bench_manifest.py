@@ -5,9 +5,9 @@ process then does what `asr.train` does before the first step: read and validate
 at the audio headers, normalise the texts, train the tokenizer, check every utterance against the
 model, compare the utterances with each other, plan the epoch and load the first batch.
 
-Two layouts: `segments` of a few long files (as with tar shards), and a file for each utterance
-(`files`), whose headers are not read there (doctor.depth=off): that time is measured on files of
-their own and told beside the rest, per million. Two sizes show how time and memory grow; the
+Layouts: `segments` of a few long files, a file for each utterance (`files`), and members of tar
+shards (`shards`). The headers of the last two are not read there (doctor.depth=off): that time is
+measured on files of their own and told beside the rest, per million. Two sizes show how time and memory grow; the
 figures for 10 million are the line through them, not measured. The table goes to stderr, the
 figures as JSON to stdout; exit code 1 where a million utterances miss the limits.
 
@@ -35,7 +35,8 @@ FILE_SECONDS = 60.0
 LIMIT_SECONDS = 20.0
 LIMIT_GIB = 1.5
 EXTRAPOLATED = 10_000_000
-LAYOUTS = ("segments", "files")
+LAYOUTS = ("segments", "files", "shards")
+SHARD_UTTERANCES = 5_000
 
 
 def make_audio(folder: Path, num_files: int, seed: int) -> None:
@@ -53,6 +54,7 @@ def make_manifest(folder: Path, num_utterances: int, num_files: int, layout: str
     words = ["".join(random.choice(letters, length)) for length in random.integers(1, 10, 20_000)]
     frequencies = 1 / np.arange(1, len(words) + 1)
     chosen = random.choice(len(words), size=1_000_000, p=frequencies / frequencies.sum())
+    num_bytes = (folder / "audio" / "0.flac").stat().st_size
     path = folder / f"{layout}-{num_utterances}.jsonl"
     with path.open("w", encoding="utf-8") as file:
         durations = np.clip(random.gamma(9.0, 1.4, num_utterances), 1.5, 20.0).round(2)
@@ -61,12 +63,15 @@ def make_manifest(folder: Path, num_utterances: int, num_files: int, layout: str
             num_words = min(30, max(2, round(2.4 * duration)))
             position = int(random.integers(len(chosen) - num_words))
             text = " ".join(words[index] for index in chosen[position : position + num_words].tolist())
-            shared = f"audio/{number * num_files // num_utterances}.flac"
+            shard = f"train-{number // SHARD_UTTERANCES:06d}.tar"
+            paths = {
+                "segments": f"audio/{number * num_files // num_utterances}.flac",
+                "files": f"speaker-{number // 400}/{number}.flac",
+                "shards": f"shards/{shard}/{number:08d}-utt.flac@512+{num_bytes}",
+            }
             line = {
                 "id": f"utt-{number:08d}",
-                "audio_filepath": shared
-                if layout == "segments"
-                else f"speaker-{number // 400}/{number}.flac",
+                "audio_filepath": paths[layout],
                 "offset": offset if layout == "segments" else 0.0,
                 "duration": duration,
                 "text": text,
@@ -81,6 +86,7 @@ def start_training(manifest: Path, dev: Path, layout: str) -> dict[str, Any]:
     import torch
 
     from asr import build, config
+    from asr.audio import file_of
     from asr.datamodule import SpeechDataModule
     from asr.dataset import select_readable
     from asr.finders import read_peak
@@ -154,10 +160,11 @@ def start_training(manifest: Path, dev: Path, layout: str) -> dict[str, Any]:
     )
     picks = next(iter(module.train_sampler))
     for example in (module.train_set.examples[pick.position] for pick in picks):
-        path = example.utterance.audio_path
-        if not path.exists():
+        path = file_of(example.utterance.audio_path)
+        if not path.exists():  # only what is loaded here has to be there
             path.parent.mkdir(exist_ok=True)
-            path.symlink_to(manifest.parent / "audio" / "0.flac")
+            audio = (manifest.parent / "audio" / "0.flac").read_bytes()
+            path.write_bytes(bytes(512) + audio if path.suffix == ".tar" else audio)
     batch = module.train_set[picks]
     done("first batch")
     return {
