@@ -11,7 +11,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -25,26 +27,47 @@ _PATIENCE_SECONDS = 30.0
 T = TypeVar("T")
 
 
-def is_first() -> bool:
-    """Whether this is the process that writes files and speaks."""
-    return rank() == 0
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Of this process among those that train together, and how many of them this machine has."""
+
+    rank: int
+    num_processes: int
+    num_local_processes: int
+
+
+@cache
+def place() -> Place | None:
+    """None if nobody has started several processes. (Lightning tidies the variables away: read once.)"""
+    if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
+        return None
+    names = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    return Place(*(int(os.environ.get(name, "1")) for name in names))
 
 
 def is_launched() -> bool:
     """Whether this process is one of several that somebody has started together."""
-    return "WORLD_SIZE" in os.environ and "RANK" in os.environ
+    return place() is not None
 
 
 def rank() -> int:
-    return int(os.environ["RANK"]) if is_launched() else 0
+    own = place()
+    return own.rank if own else 0
 
 
 def num_processes() -> int:
-    return int(os.environ["WORLD_SIZE"]) if is_launched() else 1
+    own = place()
+    return own.num_processes if own else 1
 
 
 def num_local_processes() -> int:
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if is_launched() else 1
+    own = place()
+    return own.num_local_processes if own else 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes files and speaks."""
+    return rank() == 0
 
 
 def launch(module: str, arguments: Sequence[str], num: int) -> int:

@@ -57,6 +57,7 @@ def test_two_processes_train_the_model_of_one(tiny_train_options: list[str], tmp
         torch.testing.assert_close(last(tmp_path / "2")["state_dict"][name], weight, rtol=1e-3, atol=1e-4)
     # One process writes and speaks.
     assert two.stderr.count("epoch 3/3") == 1
+    assert two.stdout.count("report.json") == one.stdout.count("report.json") == 1
     assert sorted(path.name for path in (tmp_path / "2").iterdir()) == sorted(
         path.name for path in (tmp_path / "1").iterdir()
     )
