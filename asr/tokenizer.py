@@ -53,6 +53,7 @@ class Tokenizer(ABC):
             raise ValueError(f"blank_id {blank_id} is outside 0…{len(pieces)}")
         self._blank_id = blank_id
         self._spellings = [*pieces[:blank_id], BLANK_DISPLAY, *pieces[blank_id:]]
+        self._texts = {id_: text for id_, text in enumerate(self._spellings) if id_ != blank_id}
         self._characters = frozenset(piece for piece in pieces if len(piece) == 1)
         alphabet = "".join(map(re.escape, sorted(self._characters)))
         self._known_text = re.compile(f"[{alphabet}]*" if alphabet else "")
@@ -89,7 +90,10 @@ class Tokenizer(ABC):
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text that ``token_ids`` (after collapsing, without blanks) spell."""
-        return _single_spaced("".join(self._spelling(token_id) for token_id in token_ids))
+        try:
+            return _single_spaced("".join(map(self._texts.__getitem__, token_ids)))
+        except KeyError as error:
+            raise self._spells_nothing(error.args[0]) from None
 
     def word_groups(self, token_ids: Sequence[int]) -> list[WordGroup]:
         """Return the words of ``token_ids`` with the tokens that spell each.
@@ -99,7 +103,9 @@ class Tokenizer(ABC):
         groups: list[WordGroup] = []
         text, first, last = "", 0, 0
         for index, token_id in enumerate(token_ids):
-            for character in self._spelling(token_id):
+            if token_id not in self._texts:
+                raise self._spells_nothing(token_id)
+            for character in self._texts[token_id]:
                 if character.isspace():
                     if text:
                         groups.append(WordGroup(text, first, last))
@@ -139,13 +145,10 @@ class Tokenizer(ABC):
     def _encode_known(self, text: str) -> list[int]:
         """Encode single-spaced ``text`` all of whose characters are known."""
 
-    def _spelling(self, token_id: int) -> str:
-        if not 0 <= token_id < self.vocab_size or token_id == self._blank_id:
-            raise ValueError(
-                f"token id {token_id} spells no text "
-                f"(vocabulary of {self.vocab_size}, blank {self._blank_id})"
-            )
-        return self._spellings[token_id]
+    def _spells_nothing(self, token_id: int) -> ValueError:
+        return ValueError(
+            f"token id {token_id} spells no text (vocabulary of {self.vocab_size}, blank {self._blank_id})"
+        )
 
 
 class CharTokenizer(Tokenizer):

@@ -17,7 +17,7 @@ compared. What is not installed is left out, and the output says so. The others,
   greedy decoding and of beam search with the model of ``--arpa``;
 - the first call in a new process.
 
-``--output`` writes it all as JSON.
+``--parts`` and ``--emissions`` choose some of these. ``--output`` writes it all as JSON.
 """
 
 import argparse
@@ -59,6 +59,8 @@ from asr.tokenizer import CharTokenizer, Tokenizer
 
 Texts = list[str]
 SLOW_MILLISECONDS = 3000.0
+PARTS = ("greedy", "plain", "lm", "first-call")
+EMISSIONS = ("trained", "peaky", "flat")
 LETTERS = " abcdefghijklmnopqrstuvwxyz'"
 
 
@@ -204,14 +206,41 @@ def compare_plain(speech: Speech, repeats: int) -> dict[str, Any]:
     for beam_width, cut in itertools.product((50, 100), CUTS):
         decoders = {"ours": plain(speech, beam_width, cut)}
         decoders |= plain_peers(speech, beam_width, cut)
+        if not cut.is_same:
+            decoders["ours, with word times and confidence"] = with_words(speech, beam_width)
         found = measure(decoders, speech, repeats)
         results[f"beam {beam_width}, {cut.name}"] = report(found, against="ours")
-    return results
+    return {"in short": plain_in_short(results), **results}
+
+
+def plain_in_short(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The least advantage over each of the others, and how many texts equal fast-ctc-decode's."""
+    short: dict[str, Any] = {}
+    for cut, peer in itertools.product(CUTS, ("fast-ctc-decode", "pyctcdecode")):
+        found = [
+            measured[peer] for name, measured in results.items() if cut.name in name and peer in measured
+        ]
+        if found:
+            short[f"{cut.name}: times faster than {peer}, least"] = min(one["times ours"] for one in found)
+        if found and cut.is_same:
+            short[f"{cut.name}: same text as {peer}"] = [one["same text"] for one in found]
+    return short
+
+
+OWN_PRUNING = {"score_gap": 15.0, "token_gap": 5.0}
+
+
+def with_words(speech: Speech, beam_width: int) -> Callable[[], Texts]:
+    decoder = BeamDecoder(speech.tokenizer, 0.04, pruning=Pruning(beam_width, **OWN_PRUNING), num_threads=1)
+    one_by_one = [
+        Emissions(torch.from_numpy(frames)[None], torch.tensor([len(frames)])) for frames in speech.emissions
+    ]
+    return lambda: [decoder.decode(emissions)[0].text for emissions in one_by_one]
 
 
 def plain(speech: Speech, beam_width: int, cut: Cut) -> Callable[[], Texts]:
     tokenizer = speech.tokenizer
-    pruning = Pruning.none(beam_width) if cut.is_same else Pruning(beam_width, 15.0, 5.0)
+    pruning = Pruning.none(beam_width) if cut.is_same else Pruning(beam_width, **OWN_PRUNING)
     decoder = BeamDecoder(tokenizer, 0.04, pruning=pruning, num_threads=1)
     if not (cut.is_same and cut.probability):
         return lambda: [
@@ -433,7 +462,7 @@ def first_call(speech: Speech) -> dict[str, float]:
         path = Path(folder, "first_call.pickle")
         path.write_bytes(pickle.dumps((speech.tokenizer, speech.emissions[0])))
         command = [sys.executable, "-c", FIRST_CALL, str(path)]
-        runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(4)]
+        runs = [subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True) for _ in range(6)]
     seconds = [[float(value) for value in run.stdout.split()] for run in runs[1:]]
     plain_seconds, scored_seconds = zip(*seconds, strict=True)
     return {
@@ -471,6 +500,8 @@ def main() -> int:
     parser.add_argument("--arpa", type=Path, help="word n-gram model; leaves out the comparison when missing")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--utterances", type=int, default=60, help="how many of each set")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what is measured")
+    parser.add_argument("--emissions", nargs="+", choices=EMISSIONS, default=EMISSIONS, help="on what")
     parser.add_argument("--pipeline", action="store_true", help="measure the pipeline alone")
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch, for --pipeline on a CPU")
     parser.add_argument("--output", type=Path, help="JSON file")
@@ -501,13 +532,17 @@ def main() -> int:
         "missing": [name for name in ("fast_ctc_decode", "pyctcdecode", "flashlight") if not find_spec(name)],
     }
     for speech in sets:
-        results[speech.name] = {
-            "greedy": compare_greedy(speech, arguments.repeats),
-            "no language model": compare_plain(speech, arguments.repeats),
-        }
-        if arguments.arpa is not None:
-            results[speech.name]["language model"] = compare_lm(speech, arguments.arpa, arguments.repeats)
-    results["first call"] = first_call(sets[0])
+        if speech.name not in arguments.emissions:
+            continue
+        found = results[speech.name] = {}
+        if "greedy" in arguments.parts:
+            found["greedy"] = compare_greedy(speech, arguments.repeats)
+        if "plain" in arguments.parts:
+            found["no language model"] = compare_plain(speech, arguments.repeats)
+        if "lm" in arguments.parts and arguments.arpa is not None:
+            found["language model"] = compare_lm(speech, arguments.arpa, arguments.repeats)
+    if "first-call" in arguments.parts:
+        results["first call"] = first_call(sets[0])
     return write(results, arguments.output)
 
 
