@@ -227,11 +227,12 @@ def plain_in_short(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return short
 
 
-OWN_PRUNING = {"score_gap": 15.0, "token_gap": 5.0}
+def own_pruning(beam_width: int) -> Pruning:
+    return Pruning(beam_width, score_gap=15.0, token_gap=5.0)
 
 
 def with_words(speech: Speech, beam_width: int) -> Callable[[], Texts]:
-    decoder = BeamDecoder(speech.tokenizer, 0.04, pruning=Pruning(beam_width, **OWN_PRUNING), num_threads=1)
+    decoder = BeamDecoder(speech.tokenizer, 0.04, pruning=own_pruning(beam_width), num_threads=1)
     one_by_one = [
         Emissions(torch.from_numpy(frames)[None], torch.tensor([len(frames)])) for frames in speech.emissions
     ]
@@ -240,7 +241,7 @@ def with_words(speech: Speech, beam_width: int) -> Callable[[], Texts]:
 
 def plain(speech: Speech, beam_width: int, cut: Cut) -> Callable[[], Texts]:
     tokenizer = speech.tokenizer
-    pruning = Pruning.none(beam_width) if cut.is_same else Pruning(beam_width, **OWN_PRUNING)
+    pruning = Pruning.none(beam_width) if cut.is_same else own_pruning(beam_width)
     decoder = BeamDecoder(tokenizer, 0.04, pruning=pruning, num_threads=1)
     if not (cut.is_same and cut.probability):
         return lambda: [
