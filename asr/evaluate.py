@@ -16,7 +16,7 @@ from asr.calibration import Calibration
 from asr.cli import given_options, launch, setup_logging
 from asr.config import EvaluateConfig, GreedyConfig
 from asr.device import choose_device
-from asr.evaluation import evaluate_utterances
+from asr.evaluation import evaluate_utterances, write_views
 from asr.firewall import (
     Choice,
     DataUse,
@@ -31,15 +31,13 @@ from asr.manifest import manifest_sha256, read_manifest
 from asr.parity import check_parity
 from asr.recogniser import Recogniser
 from asr.records import Utterance
-from asr.report.examination import Examination, examine
-from asr.report.json_report import EvaluationReport, num_faulty, write_report, write_text
+from asr.report.json_report import EvaluationReport, num_faulty, write_report
 from asr.report.label_errors import print_label_errors, write_label_errors
 from asr.report.nist import write_sclite_files
-from asr.report.page import write_page
 from asr.report.parity import print_parity, write_parity
 from asr.report.sweep import SCHEMA_VERSION as SWEEP_SCHEMA_VERSION
 from asr.report.sweep import SweepReport, sweep_table, write_sweep
-from asr.report.terminal import print_report, to_markdown
+from asr.report.terminal import print_report
 from asr.selection import claimed_split, find_manifest
 from asr.sweep import (
     STANDARD_SNR_DB,
@@ -153,27 +151,22 @@ class Evaluation:
 
     def write(self, report: EvaluationReport) -> tuple[EvaluationReport, list[Path]]:
         """Find the causes of errors and write everything; returns the report with them, and the files."""
-        written = [self.output / "report.json", self.output / "report.md"]
-        examination = Examination()
-        if self.config.html:
-            task = self.progress.add_task("examining errors", total=num_faulty(report))
-            examination = examine(
-                self.recogniser,
-                report,
-                self.utterances,
-                num_pictures=self.config.num_pictures,
-                audio_mib=self.config.audio_mib,
-                max_batch_utterances=self.config.data.max_batch_utterances,
-                max_batch_seconds=self.config.data.max_batch_seconds,
-                on_progress=lambda num_done: self.progress.update(task, completed=num_done),
-            )
-            report = examination.attributed(report)
-        write_report(report, written[0])
-        write_text(to_markdown(report, num_worst=self.config.num_worst), written[1])
-        if self.config.html:
-            written.append(self.output / "report.html")
-            write_page(report, written[-1], examination)
-        if self.config.sclite:
+        config = self.config
+        task = self.progress.add_task("examining errors", total=num_faulty(report), visible=config.html)
+        report, written = write_views(
+            report,
+            self.recogniser,
+            self.utterances,
+            self.output,
+            html=config.html,
+            num_worst=config.num_worst,
+            num_pictures=config.num_pictures,
+            audio_mib=config.audio_mib,
+            max_batch_utterances=config.data.max_batch_utterances,
+            max_batch_seconds=config.data.max_batch_seconds,
+            on_progress=lambda num_done: self.progress.update(task, completed=num_done),
+        )
+        if config.sclite:
             written += write_sclite_files(report, self.output / "sclite")
         return report, written
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,10 @@ from asr.firewall import DataUse
 from asr.pipeline import Recognised, recognise_batches
 from asr.recogniser import Recogniser
 from asr.records import Emissions, Hypothesis, Utterance
-from asr.report.json_report import EvaluationReport, Exclusion, build_report
+from asr.report.examination import Examination, examine
+from asr.report.json_report import EvaluationReport, Exclusion, build_report, write_report, write_text
+from asr.report.page import write_page
+from asr.report.terminal import to_markdown
 from asr.sampler import batches_by_length
 
 Alter = Callable[[Utterance, Tensor], Tensor]
@@ -111,6 +115,55 @@ def evaluate_utterances(
         calibration=calibration,
         calibrate=calibrate,
     )
+
+
+def write_views(
+    report: EvaluationReport,
+    recogniser: Recogniser,
+    utterances: Sequence[Utterance],
+    folder: Path,
+    *,
+    html: bool,
+    num_worst: int,
+    num_pictures: int,
+    audio_mib: float,
+    max_batch_utterances: int,
+    max_batch_seconds: float,
+    on_progress: Callable[[int], None] = lambda num_done: None,
+) -> tuple[EvaluationReport, list[Path]]:
+    """Write ``report`` as JSON, Markdown and, with ``html``, as a page.
+
+    Returns the report, with ``html`` with the causes of errors, and the files.
+
+    Args:
+        utterances: those of the manifest.
+        html: also examine the errors, which is what knows their causes and makes pictures; see
+            :func:`asr.report.examination.examine` for ``num_pictures``, ``audio_mib`` and ``on_progress``.
+        num_worst: utterances with the most errors, in Markdown.
+
+    Raises:
+        ReportError: a file cannot be written.
+    """
+    examination = Examination()
+    if html:
+        examination = examine(
+            recogniser,
+            report,
+            utterances,
+            num_pictures=num_pictures,
+            audio_mib=audio_mib,
+            max_batch_utterances=max_batch_utterances,
+            max_batch_seconds=max_batch_seconds,
+            on_progress=on_progress,
+        )
+        report = examination.attributed(report)
+    written = [folder / "report.json", folder / "report.md"]
+    write_report(report, written[0])
+    write_text(to_markdown(report, num_worst=num_worst), written[1])
+    if html:
+        written.append(folder / "report.html")
+        write_page(report, written[-1], examination)
+    return report, written
 
 
 def _decode_again(recogniser: Recogniser, batch: Sequence[Recognised[int]]) -> dict[int, str]:

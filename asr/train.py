@@ -45,7 +45,7 @@ from asr.dataset import Example, Exclusion, Selection, load_utterance, select_re
 from asr.dev_pictures import DevPictures
 from asr.device import has_fast_bf16
 from asr.errors import CheckpointError, ConfigError, TrainingError
-from asr.evaluation import evaluate_utterances
+from asr.evaluation import evaluate_utterances, write_views
 from asr.findings import CHECKS, ExaminedSplit, Finding, find_problems
 from asr.firewall import (
     BEST_CHECKPOINT,
@@ -65,7 +65,6 @@ from asr.provenance import command_line, describe_environment, flatten
 from asr.recogniser import Recogniser
 from asr.records import Problem, Utterance
 from asr.report.corpus_report import FINDINGS_NAME, write_findings
-from asr.report.json_report import write_report
 from asr.report.terminal import print_report, sample_markdown
 from asr.selection import check_dev_is_complete, inspect_splits, read_split, select_split, unusable
 from asr.tokenizer import Tokenizer, report_unknown_characters, tokenizer_from_state
@@ -77,6 +76,10 @@ logger = logging.getLogger("asr.train")  # __name__ is "__main__" under python -
 
 MAX_LISTED_EXCLUSIONS = 10
 EXCLUDED_NAME = "excluded.jsonl"
+# The report that a training ends with; asr.evaluate can make a larger one.
+NUM_WORST = 10
+NUM_PICTURES = 12
+AUDIO_MIB = 2.0
 
 
 def main() -> int:
@@ -721,12 +724,23 @@ def finish(config: TrainConfig, run_dir: Path) -> int:
             dev, training_choices(identity.provenance), identity.provenance["manifests"]["train"]
         ),
     )
-    write_report(report, run_dir / "report.json")
+    report, written = write_views(
+        report,
+        recogniser,
+        utterances,
+        run_dir,
+        html=True,
+        num_worst=NUM_WORST,
+        num_pictures=NUM_PICTURES,
+        audio_mib=AUDIO_MIB,
+        max_batch_utterances=config.data.max_batch_utterances,
+        max_batch_seconds=config.data.max_batch_seconds,
+    )
     console = Console()
     print_report(report, console, num_worst=3)
     for name, value in (
         ("checkpoint", path),
-        ("report", run_dir / "report.json"),
+        *(("report", file) for file in written),
         ("repeat with", command_line()),
     ):
         console.print(f"{name}: {value}", markup=False, highlight=False, soft_wrap=True)

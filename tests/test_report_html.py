@@ -24,6 +24,7 @@ from test_report_json import make_report, recognised
 
 from asr import checkpoint
 from asr.attribution import Attribution, ErrorRegion, TextScore
+from asr.calibration import ConfidenceReport, Reliability, ReliabilityBin
 from asr.config import EvaluateConfig, GreedyConfig
 from asr.errors import ConfigError
 from asr.evaluate import evaluate
@@ -33,6 +34,7 @@ from asr.records import Utterance
 from asr.report.examination import Examination, Picture, Sound, TimedText, encode_sound, examine
 from asr.report.json_report import EvaluationReport, Exclusion, build_report, read_report, slice_members
 from asr.report.page import render_page, write_page
+from asr.report.word_times import WordTimes
 
 HTML = "{http://www.w3.org/1999/xhtml}"
 EVIL = [
@@ -103,6 +105,11 @@ def sound() -> Sound:
 
 def parse(page: str) -> Any:
     return html5lib.parse(page, treebuilder="etree")
+
+
+def section(page: str, name: str) -> Any:
+    (found,) = (node for node in parse(page).iter(f"{HTML}section") if node.get("id") == name)
+    return found
 
 
 def text_of(page: str) -> str:
@@ -194,7 +201,7 @@ def test_training_curves_are_means_over_epochs(tmp_path: Path) -> None:
         "step,epoch,train/loss,dev/wer,dev/cer,dev/loss\n0,0,6,,,\n10,0,2,,,\n12,0,,0.8,0.4,3\n20,1,2,,,\n22,1,,0.2,0.1,2\n"
     )
     provenance = {"checkpoint": {"path": str(tmp_path / "checkpoints" / "best.ckpt"), "sha256": "0"}}
-    page = parse(render_page(make_report(provenance=provenance), Examination()))
+    page = section(render_page(make_report(provenance=provenance), Examination()), "training")
     lines = [node.get("points") for node in page.iter("{http://www.w3.org/2000/svg}polyline")]
     assert lines[0] == "0.00,0.00 100.00,50.00"  # loss 4 and 2 on an axis up to 4
     assert lines[2] == "0.00,0.00 100.00,75.00"  # WER 80 % and 20 % on an axis up to 80 %
@@ -206,8 +213,29 @@ def test_training_curves_are_means_over_epochs(tmp_path: Path) -> None:
     )
     assert loss == [("100.0%", "0"), ("75.0%", "1"), ("50.0%", "2"), ("25.0%", "3"), ("0.0%", "4")]
     assert rate[-1] == ("0.0%", "80")
-    without = parse(render_page(make_report(), Examination()))
-    assert not list(without.iter("{http://www.w3.org/2000/svg}polyline"))
+    assert 'id="training"' not in render_page(make_report(), Examination())
+
+
+def test_confidences_and_word_times_are_judged() -> None:
+    bins = (
+        ReliabilityBin(0.0, 0.5, 4, 0.25, 0.5),
+        ReliabilityBin(0.5, 0.6, 0, math.nan, math.nan),
+        ReliabilityBin(0.6, 1.0, 16, 0.9, 0.75),
+    )
+    confidence = ConfidenceReport(20, 14, Reliability(0.2, 0.17, bins))
+    calibrated = Reliability(0.4, 0.05, (ReliabilityBin(0.0, 1.0, 20, 0.7, 0.7),))
+    confidence = replace(confidence, calibrated=calibrated, temperature=1.5, source="fitted <b>here</b>")
+    times = WordTimes(14, 0.031, 0.042, 0.0, 0.0, 0.1)
+    page = render_page(replace(make_report(), confidence=confidence, word_times=times), Examination())
+    shown = text_of(page)
+    assert "NCE 0.200, ECE 17.00 %, 20 words, 6 wrong" in shown
+    assert "NCE 0.400, ECE 5.00 %, temperature 1.50, fitted <b>here</b>" in shown
+    assert "starts 31 ms and ends 42 ms from the true ones on average" in shown
+    drawn = section(page, "words")
+    lines = [node.get("points") for node in drawn.iter("{http://www.w3.org/2000/svg}polyline")]
+    assert lines == ["0,100 100,0", "25.00,50.00 90.00,25.00", "70.00,30.00"]
+    without = replace(make_report(), confidence=None, word_times=None)
+    assert 'id="words"' not in render_page(without, Examination())
 
 
 def test_what_is_left_out_is_said() -> None:

@@ -80,7 +80,12 @@ def test_run_directory_tells_everything(tiny_run: Path, tiny_train_config: Compo
         assert provenance["manifests"][split]["sha256"] == digest
     assert (tiny_run / "command.sh").read_text().strip() == provenance["command"]
     assert (tiny_run / "excluded.jsonl").read_text() == ""
-    assert read_report(tiny_run / "report.json").num_utterances == 4
+    report = read_report(tiny_run / "report.json")
+    assert report.num_utterances == 4
+    assert all(result.attribution is not None for result in report.utterances if result.counts.num_errors)
+    rate = f"{100 * report.wer:.2f} %"
+    assert rate in (tiny_run / "report.html").read_text(encoding="utf-8")
+    assert rate in (tiny_run / "report.md").read_text(encoding="utf-8")
     log = (tiny_run / "train.log").read_text()
     assert "epoch 2/2" in log
     assert "said  ad bc" in log  # decoded dev samples

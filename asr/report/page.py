@@ -27,7 +27,7 @@ from asr.attribution import Cause
 from asr.firewall import Notice
 from asr.report.examination import MAX_PICTURE_SECONDS, Bytes, Examination, Picture
 from asr.report.json_report import EvaluationReport, UtteranceResult, num_faulty, slice_members, write_text
-from asr.report.terminal import CAUSES, count_causes, format_percent, greedy_verdict
+from asr.report.terminal import CAUSES, count_causes, describe_words, format_percent, greedy_verdict
 from asr.stats import Interval
 from asr.tokenizer import BLANK_DISPLAY
 
@@ -77,6 +77,8 @@ def render_page(report: EvaluationReport, examination: Examination) -> str:
         causes=_causes(report),
         slicings=_slicings(report),
         curves=_curves(provenance),
+        words=list(describe_words(report)),
+        reliability=_reliability(report),
         facts=list(_facts(report)),
         command=_plain(provenance.get("command")),
         details=_details(provenance),
@@ -335,8 +337,9 @@ class Plot:
     title: str
     curves: tuple[Curve, ...]
     heights: tuple[tuple[float, str], ...]
-    epochs: tuple[tuple[float, str], ...]
+    places: tuple[tuple[float, str], ...]
     marked: float | None
+    diagonal: bool = False
 
 
 def _curves(provenance: Mapping[str, Any]) -> list[Plot]:
@@ -353,9 +356,7 @@ def _curves(provenance: Mapping[str, Any]) -> list[Plot]:
     wer = series["dev/wer"]
     best = min(wer, key=lambda epoch: wer[epoch]) if wer else None
     plots = [
-        _plot(
-            "Loss (nats per utterance)", {"train": series["train/loss"], "dev": series["dev/loss"]}, best, 1
-        ),
+        _plot("Loss (nats per token)", {"train": series["train/loss"], "dev": series["dev/loss"]}, best, 1),
         _plot("Error rate on dev (%)", {"WER": wer, "CER": series["dev/cer"]}, best, 100),
     ]
     return [plot for plot in plots if plot is not None]
@@ -410,6 +411,39 @@ def _plot(
         ),
         tuple((across(epoch), str(epoch)) for epoch in range(first, last + 1, stride)),
         None if best is None else across(best),
+    )
+
+
+# --- confidence ----------------------------------------------------------------------------------
+
+
+def _reliability(report: EvaluationReport) -> Plot | None:
+    """Share of correct words against their confidence: on the diagonal where it can be believed."""
+    found = report.confidence
+    if found is None:
+        return None
+    curves = [("as decoded", found.uncalibrated)]
+    if found.calibrated is not None:
+        curves.append(("calibrated", found.calibrated))
+    ticks = [(100 - place, f"{place}") for place in range(0, 101, 20)]
+    return Plot(
+        "Words that are correct (%), by their confidence (%)",
+        tuple(
+            Curve(
+                name,
+                " ".join(
+                    f"{100 * part.mean_confidence:.2f},{100 - 100 * part.share_correct:.2f}"
+                    for part in reliability.bins
+                    if part.num_words
+                ),
+                "",
+            )
+            for name, reliability in curves
+        ),
+        tuple(ticks),
+        tuple((float(place), f"{place}") for place in range(0, 101, 20)),
+        None,
+        diagonal=True,
     )
 
 

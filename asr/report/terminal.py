@@ -192,7 +192,7 @@ def _headline(report: EvaluationReport) -> Iterator[tuple[str, str]]:
         "Sentence errors",
         _join(format_percent(report.sentence_error_rate), format_interval(report.sentence_error_interval)),
     )
-    yield from _words(report)
+    yield from describe_words(report)
     yield "Speed", _speed(report)
     weights = report.provenance.get("decoder_weights", {}).get("text", "none")
     if weights != "none":
@@ -202,7 +202,7 @@ def _headline(report: EvaluationReport) -> Iterator[tuple[str, str]]:
         yield "Not scored", f"{report.num_excluded} utterances"
 
 
-def _words(report: EvaluationReport) -> Iterator[tuple[str, str]]:
+def describe_words(report: EvaluationReport) -> Iterator[tuple[str, str]]:
     """What confidences and times of words are worth."""
     if report.confidence is not None:
         found = report.confidence
