@@ -17,6 +17,7 @@ _MIN_STEPS = 300
 _DIVERGED = 1.5  # dev loss over the lowest one
 _OVERFITTED = 1.1
 _SHORT, _LONG = 0.2, 1.5  # hypothesis letters per reference letter
+_MOSTLY_BLANK = 0.5
 _CLIPPED_HARD = 20.0  # gradient norm over the largest one that is let through
 
 
@@ -109,7 +110,7 @@ class Coach:
                 return Advice(
                     State.SLOW,
                     f"no word is right yet, and the loss falls by less than {_PROGRESS:.0%} in {_PATIENCE} validations",
-                    f"raise optimizer.learning_rate (now {now.learning_rate:.1e}) by a factor of 3",
+                    _raise_learning_rate(now, "3"),
                 )
         if is_falling:
             return Advice(
@@ -125,10 +126,21 @@ class Coach:
     def _unstick(self, now: Figures) -> str:
         if now.gradient_norm > _CLIPPED_HARD * now.clip_norm:
             return _lower_learning_rate(now)
+        if self._is_untouched():
+            return (
+                _raise_learning_rate(now, "10 to 1000") + ": the model is as it was at the first validation"
+            )
         return (
             "see that the transcripts belong to the audio (asr.doctor; listen to a few), then try more steps per "
             "epoch (smaller data.max_batch_utterances), data.sortagrad_epochs=1, or another optimizer.learning_rate "
             f"(now {now.learning_rate:.1e}); too few frames for the letters want smaller model.conv_strides"
+        )
+
+    def _is_untouched(self) -> bool:
+        """Not even the blanks, which any training learns first, have been learned."""
+        losses = [figures.dev_loss for figures in self.history]
+        return (
+            max(losses) < min(losses) * (1 + _SLOW_PROGRESS) and self.history[-1].blank_rate < _MOSTLY_BLANK
         )
 
     # ------------------------------------------------------------------ after the first words
@@ -181,6 +193,10 @@ def _sounds(now: Figures) -> str:
 
 def _loss_has_risen(now: Figures, lowest: float) -> str:
     return f"the loss has risen from {lowest:.2f} to {now.dev_loss:.2f}"
+
+
+def _raise_learning_rate(now: Figures, factor: str) -> str:
+    return f"raise optimizer.learning_rate (now {now.learning_rate:.1e}) by a factor of {factor}"
 
 
 def _lower_learning_rate(now: Figures) -> str:

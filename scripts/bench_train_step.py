@@ -12,6 +12,12 @@ says how much of each step the loss is, forward and backward, on the log-probabi
 
     python scripts/bench_train_step.py --ctc --threads 2 model=tiny
     python scripts/bench_train_step.py --ctc --bf16 --threads 2 model=tiny
+
+With --precision the two bare loops differ in precision, float32 and bf16 (the loss is float32 in both); with
+--compile one of them runs the encoder through torch.compile.
+
+    python scripts/bench_train_step.py --precision model=ds2-large
+    python scripts/bench_train_step.py --compile --bf16 model=conformer-s
 """
 
 import argparse
@@ -44,6 +50,8 @@ from asr.tokenizer import CharTokenizer
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz '"
 WARM_UP_STEPS = 5
+Clock = Callable[[], float]
+CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def compose(overrides: list[str], run_dir: str) -> TrainConfig:
@@ -123,28 +131,35 @@ def make_bare_step(module: CtcModule, clip_norm: float, bf16: bool = False) -> C
 
 
 class TurnAbout(Callback):
-    """Times each Lightning step, then does and times a bare one."""
+    """Times each Lightning step, then does and times another program's."""
 
-    def __init__(self, bare_step: Callable[[Batch], None]) -> None:
-        self.bare_step = bare_step
+    def __init__(self, other_step: Callable[[Batch], None], clock: Clock) -> None:
+        self.other_step = other_step
+        self.clock = clock
         self.lightning_seconds: list[float] = []
-        self.bare_seconds: list[float] = []
+        self.other_seconds: list[float] = []
         self._since = math.nan
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Batch, batch_index: int
     ) -> None:
-        now = time.perf_counter()
+        now = self.clock()
         self.lightning_seconds.append(now - self._since)
-        self.bare_step(batch)
-        self._since = time.perf_counter()
-        self.bare_seconds.append(self._since - now)
+        self.other_step(batch)
+        self._since = self.clock()
+        self.other_seconds.append(self._since - now)
 
 
-def measure(config: TrainConfig, batches: list[Batch], run_dir: Path) -> TurnAbout:
-    torch.manual_seed(0)
-    module = make_module(config, num_steps=len(batches))
-    turns = TurnAbout(make_bare_step(copy.deepcopy(module), config.trainer.gradient_clip_norm))
+def measure(
+    config: TrainConfig,
+    module: CtcModule,
+    other_step: Callable[[Batch], None],
+    batches: list[Batch],
+    run_dir: Path,
+    clock: Clock,
+) -> TurnAbout:
+    """Lightning's training of ``module`` and ``other_step``, on the same batches, turn about."""
+    turns = TurnAbout(other_step, clock)
     trainer = train.make_trainer(config, run_dir)
     trainer.callbacks.append(turns)
     trainer.fit_loop.max_epochs = 1
@@ -152,7 +167,43 @@ def measure(config: TrainConfig, batches: list[Batch], run_dir: Path) -> TurnAbo
     return turns
 
 
-def measure_ctc(config: TrainConfig, batches: list[Batch], bf16: bool) -> dict[str, Any]:
+def measure_bare(
+    config: TrainConfig, batches: list[Batch], clock: Clock, *, precision: bool, bf16: bool
+) -> dict[str, Any]:
+    """Medians of bare steps, turn about: float32 and bf16, or as they are and compiled."""
+    names = ("float32", "bf16") if precision else ("eager", "compiled")
+    steps = {}
+    for name in names:
+        torch.manual_seed(0)
+        module = make_module(config, num_steps=len(batches))
+        if name == "compiled":
+            module.acoustic_model.encoder.compile(dynamic=True)
+        steps[name] = make_bare_step(module, config.trainer.gradient_clip_norm, bf16 or name == "bf16")
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for batch in batches:
+        for name, step in steps.items():
+            start = clock()
+            step(batch)
+            seconds[name].append(clock() - start)
+    return {
+        "step": {name: figures(values) for name, values in seconds.items()},
+        "speed_up": compare(*(seconds[name] for name in names)),
+        "first_step_seconds": {name: round(values[0], 1) for name, values in seconds.items()},
+    }
+
+
+def compare(ours: list[float], theirs: list[float]) -> dict[str, float]:
+    """How many times as long ``ours`` take: by medians, by minima, and the median of the pairs' ratios."""
+    ours, theirs = ours[WARM_UP_STEPS:], theirs[WARM_UP_STEPS:]
+    ratios = [one / other for one, other in zip(ours, theirs, strict=True)]
+    return {
+        "of_medians": round(median(ours) / median(theirs), 4),
+        "of_minima": round(min(ours) / min(theirs), 4),
+        "median_of_pairs": round(median(ratios), 4),
+    }
+
+
+def measure_ctc(config: TrainConfig, batches: list[Batch], clock: Clock, bf16: bool) -> dict[str, Any]:
     """Medians of steps with either loss, turn about, and of the loss alone."""
     modules, steps = {}, {}
     for backend in ("native", "fused"):
@@ -164,16 +215,16 @@ def measure_ctc(config: TrainConfig, batches: list[Batch], bf16: bool) -> dict[s
     loss_seconds: dict[str, list[float]] = {backend: [] for backend in modules}
     for batch in batches:
         for backend, module in modules.items():
-            start = time.perf_counter()
+            start = clock()
             steps[backend](batch)
-            step_seconds[backend].append(time.perf_counter() - start)
+            step_seconds[backend].append(clock() - start)
             emissions = module.acoustic_model(batch.waveforms, batch.waveform_lengths)
             log_probs = emissions.log_probs.detach().requires_grad_()
-            start = time.perf_counter()
+            start = clock()
             leaf = emissions._replace(log_probs=log_probs)
             losses, _ = module.training_loss(leaf, batch.targets, batch.target_lengths)
             losses.sum().backward()
-            loss_seconds[backend].append(time.perf_counter() - start)
+            loss_seconds[backend].append(clock() - start)
     step, loss_alone = (
         {name: figures(values) for name, values in seconds.items()}
         for seconds in (step_seconds, loss_seconds)
@@ -194,40 +245,58 @@ def figures(seconds: list[float]) -> dict[str, float]:
     return {"median_ms": round(median(kept), 2), "minimum_ms": round(min(kept), 2)}
 
 
+def add_clock(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="cpu: seconds of work of all threads, for one thread on a busy machine",
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=4.0)
-    parser.add_argument("--ctc", action="store_true", help="PyTorch's CTC loss against the fused one")
-    parser.add_argument("--bf16", action="store_true", help="with --ctc: the forward pass under autocast")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--ctc", action="store_true", help="PyTorch's CTC loss against the fused one")
+    mode.add_argument("--precision", action="store_true", help="float32 against bf16")
+    mode.add_argument("--compile", action="store_true", help="the encoder as it is against torch.compile")
+    parser.add_argument("--bf16", action="store_true", help="with --ctc, --compile: forward under autocast")
+    add_clock(parser)
     parser.add_argument("overrides", nargs="*", help="options of asr.train, such as model=tiny")
     options = parser.parse_args()
-    if options.bf16 and not options.ctc:
-        parser.error("--bf16 goes with --ctc; the Lightning loop is compared in float32")
+    if options.bf16 and not (options.ctc or options.compile):
+        parser.error("--bf16 goes with --ctc and --compile; the Lightning loop is compared in float32")
     torch.set_num_threads(options.threads)
+    clock = CLOCKS[options.clock]
     train.quieten_libraries()
     with tempfile.TemporaryDirectory() as folder:
         config = compose(options.overrides, folder)
         batches = make_batches(config, options.steps + WARM_UP_STEPS, options.batch_size, options.seconds)
-        if options.ctc:
-            result = vars(options) | measure_ctc(config, batches, options.bf16)
-            sys.stdout.write(json.dumps(result, indent=2) + "\n")
+        if options.ctc or options.precision or options.compile:
+            found = (
+                measure_ctc(config, batches, clock, options.bf16)
+                if options.ctc
+                else measure_bare(config, batches, clock, precision=options.precision, bf16=options.bf16)
+            )
+            sys.stdout.write(json.dumps(vars(options) | found, indent=2) + "\n")
             return 0
-        turns = measure(config, batches, Path(folder))
-    lightning, bare = figures(turns.lightning_seconds), figures(turns.bare_seconds)
-    pairs = zip(turns.lightning_seconds[WARM_UP_STEPS:], turns.bare_seconds[WARM_UP_STEPS:], strict=True)
+        torch.manual_seed(0)
+        module = make_module(config, num_steps=len(batches))
+        bare_step = make_bare_step(copy.deepcopy(module), config.trainer.gradient_clip_norm)
+        turns = measure(config, module, bare_step, batches, Path(folder), clock)
+    lightning, bare = figures(turns.lightning_seconds), figures(turns.other_seconds)
     result = {
         **{
             name: getattr(options, name)
-            for name in ("steps", "threads", "batch_size", "seconds", "overrides")
+            for name in ("steps", "threads", "batch_size", "seconds", "clock", "overrides")
         },
         "lightning": lightning,
         "bare": bare,
-        "ratio_of_medians": round(lightning["median_ms"] / bare["median_ms"], 4),
-        "ratio_of_minima": round(lightning["minimum_ms"] / bare["minimum_ms"], 4),
-        "median_of_ratios": round(median(ours / theirs for ours, theirs in pairs), 4),
+        "ratio": compare(turns.lightning_seconds, turns.other_seconds),
         "torch": torch.__version__,
     }
     table = Table("loop", "median, ms", "minimum, ms", title="One training step")

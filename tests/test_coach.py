@@ -1,10 +1,17 @@
 """What the coach says of runs drawn by hand, and of runs that are made to go wrong."""
 
+import re
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from asr.callbacks import SaveBetween
 from asr.coach import Advice, Coach, Figures, State
+from asr.module import CtcModule
+from asr.train import train
 
 FLAT = Figures(
     step=100, train_loss=2.9, dev_loss=2.9, wer=1.0, blank_rate=1.0, entropy=0.2, length_ratio=0.0,
@@ -47,6 +54,14 @@ def test_a_loss_that_stays_is_a_stuck_run() -> None:
     assert [advice.state for advice in told] == [State.PLATEAU, State.STUCK]
     assert "transcripts" in told[1].remedy
     assert "100% blanks" in told[1].finding
+
+
+def test_a_model_that_has_not_even_learned_to_be_silent_wants_a_higher_rate() -> None:
+    told = tell(epochs([11.7] * 12, blank_rate=0.06, length_ratio=2.0))
+    assert told[-1].state is State.STUCK
+    assert "raise optimizer.learning_rate" in told[-1].remedy
+    restless = [11.7 + 0.5 * (number % 2) for number in range(12)]
+    assert "transcripts" in tell(epochs(restless, blank_rate=0.06))[-1].remedy
 
 
 def test_stuck_with_huge_gradients_wants_a_lower_rate() -> None:
@@ -114,3 +129,48 @@ def test_every_warning_names_an_option_or_a_command(state: State) -> None:
         assert not advice.is_warning or any(
             name in advice.remedy for name in ("optimizer.", "trainer.", "data.", "model.", "asr.")
         )
+
+
+# ------------------------------------------------------------------ real trainings
+
+# 320 steps and 8 validations: enough to be judged.
+LONG_ENOUGH = [
+    *("trainer.max_epochs=80", "trainer.validate_every_epochs=10", "trainer.log_every_steps=50"),
+    *("schedule=constant", "model.dropout=0", "features.dither=0", "trainer.precision=32"),
+    *("trainer.num_dev_samples=0", "logger.csv=false"),
+]
+
+
+def coach_lines(run_dir: Path) -> list[tuple[str, str]]:
+    """Level and text of what the coach said in a training."""
+    return re.findall(r" (INFO|WARNING) \S+ coach: (.*)", (run_dir / "train.log").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rate", "remedy"), [("1e-9", "raise optimizer.learning_rate"), ("30", "lower optimizer.learning_rate")]
+)
+def test_a_rate_at_which_nothing_is_learned_is_told(
+    tiny_train_config: Callable[..., Any], tmp_path: Path, rate: str, remedy: str
+) -> None:
+    assert train(tiny_train_config(tmp_path / "run", *LONG_ENOUGH, f"optimizer.learning_rate={rate}")) == 0
+    warnings = [text for level, text in coach_lines(tmp_path / "run") if level == "WARNING"]
+    assert len(warnings) == 1
+    assert remedy in warnings[0]
+
+
+@pytest.mark.slow
+def test_a_run_that_learns_hears_no_warning_until_its_rate_jumps(
+    tiny_train_config: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def jump(callback: Any, trainer: Any, module: CtcModule, batch: Any, number: int) -> None:
+        if trainer.global_step >= 280:
+            trainer.optimizers[0].param_groups[0]["lr"] = 3.0
+
+    monkeypatch.setattr(SaveBetween, "on_train_batch_start", jump)
+    assert train(tiny_train_config(tmp_path / "run", *LONG_ENOUGH, "optimizer.learning_rate=1e-2")) == 0
+    told = coach_lines(tmp_path / "run")
+    assert [level for level, _ in told] == ["INFO", "INFO", "WARNING"]
+    assert "normal at first" in told[0][1]
+    assert "the plateau is over" in told[1][1]
+    assert "collapsed" in told[2][1] or "the loss has risen" in told[2][1]
