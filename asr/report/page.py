@@ -565,11 +565,11 @@ def _left_out(report: EvaluationReport, examination: Examination) -> list[str]:
     if len(examination.pictures) < num_wrong:
         lines.append(
             f"Pictures: {len(examination.pictures)} of {num_wrong} utterances with errors, most errors first, "
-            f"none above {MAX_PICTURE_SECONDS:g} s; num_pictures=N includes more."
+            f"none above {MAX_PICTURE_SECONDS:g} s; asr.evaluate num_pictures=N includes more."
         )
     if len(examination.sounds) < report.num_utterances:
         lines.append(
             f"Audio: {len(examination.sounds)} of {report.num_utterances} utterances, most errors first; "
-            "audio_mib=N allows N MiB."
+            "asr.evaluate audio_mib=N allows N MiB."
         )
     return lines
