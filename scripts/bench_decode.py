@@ -442,34 +442,36 @@ def compare_pipeline(
 
 FIRST_CALL = """
 import pickle, sys, time
-started = time.perf_counter()
 import numpy, torch
 from asr.records import Emissions
-imported = time.perf_counter()
+def now():
+    return numpy.array([time.perf_counter(), time.process_time()])
+imported = now()
 from asr.decode.beam import BeamDecoder
 from asr.decode.scorer import Scorer
 tokenizer, frames = pickle.load(open(sys.argv[1], "rb"))
 batch = Emissions(torch.from_numpy(frames)[None], torch.tensor([len(frames)]))
 BeamDecoder(tokenizer, 0.04).decode(batch)
-plain = time.perf_counter()
+plain = now()
 BeamDecoder(tokenizer, 0.04, scorer=Scorer(tokenizer)).decode(batch)
-print(plain - imported, time.perf_counter() - plain)
+print(*(plain - imported), *(now() - plain))
 """
 
 
 def first_call(speech: Speech) -> dict[str, float]:
-    """Seconds in a new process, PyTorch already loaded, the compiled code on disk."""
+    """Seconds in a new process, PyTorch already loaded, the compiled code on disk; medians of five."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "first_call.pickle")
         path.write_bytes(pickle.dumps((speech.tokenizer, speech.emissions[0])))
         command = [sys.executable, "-c", FIRST_CALL, str(path)]
         runs = [subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True) for _ in range(6)]
-    seconds = [[float(value) for value in run.stdout.split()] for run in runs[1:]]
-    plain_seconds, scored_seconds = zip(*seconds, strict=True)
-    return {
-        "import and plain search, s": round(statistics.median(plain_seconds), 3),
-        "then search with scores, s": round(statistics.median(scored_seconds), 3),
-    }
+    seconds = np.median([[float(value) for value in run.stdout.split()] for run in runs[1:]], axis=0)
+    names = [
+        f"{what}, {clock}"
+        for what in ("import and plain search", "then search with scores")
+        for clock in ("s", "s of CPU time")
+    ]
+    return dict(zip(names, seconds.round(3).tolist(), strict=True))
 
 
 def report(found: dict[str, Measured], against: str | None = None) -> dict[str, Any]:
