@@ -9,7 +9,7 @@ BiLSTM layers), from ``nnet.CNN.Conv2d`` and ``nnet.RNN.LSTM``; or ``crdnn``, th
 LibriSpeech recipes, with time pooling to our frame rate and LSTM layers like ours.
 
     pip install speechbrain==1.1.2          # in an environment of its own, beside this program's packages
-    python scripts/bench_speechbrain.py --threads 1 model=small
+    python scripts/bench_speechbrain.py --threads 1 --clock cpu model=small
     python scripts/bench_speechbrain.py --threads 1 --precision bf16 model=small
     python scripts/bench_speechbrain.py --threads 1 --network crdnn model=small
 """
