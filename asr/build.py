@@ -8,7 +8,8 @@ from asr import text
 from asr.augment import (
     Codecs,
     MeasuredRooms,
-    Noise,
+    RecordedNoise,
+    SimulatedNoise,
     SimulatedRooms,
     SoundLibrary,
     SpecAugment,
@@ -149,12 +150,14 @@ def _make_rooms(config: AugmentConfig, sample_rate: int) -> MeasuredRooms | Simu
     )
 
 
-def _make_noise(config: AugmentConfig, sample_rate: int) -> Noise | None:
-    if config.noise is None:
+def _make_noise(config: AugmentConfig, sample_rate: int) -> RecordedNoise | SimulatedNoise | None:
+    probability, snr_db = config.noise_probability, (config.noise_snr_db[0], config.noise_snr_db[1])
+    if probability == 0:
         return None
-    library = _make_library(config, config.noise, "augment.noise", sample_rate)
-    snr_db = (config.noise_snr_db[0], config.noise_snr_db[1])
-    return Noise(library, probability=config.noise_probability, snr_db=snr_db)
+    if config.noise is not None:
+        library = _make_library(config, config.noise, "augment.noise", sample_rate)
+        return RecordedNoise(library, probability=probability, snr_db=snr_db)
+    return SimulatedNoise(sample_rate=sample_rate, probability=probability, snr_db=snr_db)
 
 
 def _make_codecs(config: AugmentConfig, sample_rate: int) -> Codecs | None:

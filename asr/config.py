@@ -162,11 +162,6 @@ class AugmentConfig:
         check_span("augment.noise_snr_db", self.noise_snr_db)
         check_span("augment.reverb_seconds", self.reverb_seconds, at_least=0.05)
         check_span("augment.reverb_direct_db", self.reverb_direct_db)
-        if self.noise is None and self.noise_probability > 0:
-            raise ConfigError(
-                f"augment.noise_probability={self.noise_probability:g} needs augment.noise=FOLDER of noise "
-                "recordings (or a manifest of them); without any: augment.noise_probability=0"
-            )
         for name, probability in (("noise", "noise_probability"), ("reverb_responses", "reverb_probability")):
             if getattr(self, name) is not None and getattr(self, probability) == 0:
                 raise ConfigError(

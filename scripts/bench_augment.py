@@ -26,7 +26,7 @@ import torchaudio.functional
 from rich.console import Console
 from rich.table import Table
 
-from asr.augment import Noise, SimulatedRooms, SoundLibrary, SpecAugment, find_sounds
+from asr.augment import RecordedNoise, SimulatedRooms, SoundLibrary, SpecAugment, find_sounds
 from asr.augment.codecs import CODECS, code
 from asr.augment.rooms import reverberate
 from asr.augment.waveform import change_speed
@@ -53,7 +53,7 @@ def one_by_one(seconds: float, rate: int, repeats: int, folder: Path) -> dict[st
     soundfile.write(folder / "noise.wav", 0.1 * np.random.default_rng(0).standard_normal(5 * rate), rate)
     room = torch.randn(round(ROOM_SECONDS * rate)) * torch.linspace(1, 0, round(ROOM_SECONDS * rate)) ** 4
     library = SoundLibrary(find_sounds(str(folder), "noise"), sample_rate=rate, cache_bytes=2**26)
-    noise = Noise(library, probability=1.0, snr_db=(0.0, 20.0))
+    noise = RecordedNoise(library, probability=1.0, snr_db=(0.0, 20.0))
     rooms = SimulatedRooms(sample_rate=rate, probability=1.0, rt60_seconds=(0.5, 0.5), direct_db=(0.0, 0.0))
     drawn_noise, drawn_room = (kind.draw(torch.Generator()) for kind in (noise, rooms))
     assert drawn_noise is not None

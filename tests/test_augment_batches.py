@@ -10,7 +10,7 @@ import torch
 from conftest import TinyCorpus, compose_config
 
 from asr import build
-from asr.augment import Drawn
+from asr.augment import Drawn, RecordedNoise, SimulatedNoise, WaveformAugmenter
 from asr.augment.codecs import CODECS
 from asr.config import AugmentConfig, TrainConfig
 from asr.datamodule import SpeechDataModule
@@ -171,7 +171,6 @@ def refusal(**options: Any) -> str:
 
 
 def test_contradictions_and_ranges_are_named() -> None:
-    assert "augment.noise=FOLDER" in refusal(noise_probability=0.5)
     assert "augment.noise_probability=0" in refusal(noise="folder")
     assert "augment.reverb_probability=0" in refusal(reverb_responses="folder")
     for option in ("noise_probability", "reverb_probability", "codec_probability"):
@@ -186,9 +185,18 @@ def test_contradictions_and_ranges_are_named() -> None:
     assert "augment.sound_cache_gib" in refusal(sound_cache_gib=-1.0)
 
 
-def test_noisy_says_what_it_needs() -> None:
-    with pytest.raises(ConfigError, match=r"augment\.noise=FOLDER"):
-        compose_config("train", TrainConfig, ["augment=noisy"])
+def test_noisy_makes_its_noise_unless_it_is_given_recordings(noise_folder: Path) -> None:
+    def augmenter(*options: str) -> WaveformAugmenter:
+        config = compose_config("train", TrainConfig, list(options))
+        return build.make_augmenters(config.augment, build.make_features(config.features))[0]
+
+    made, recorded = augmenter("augment=noisy"), augmenter("augment=noisy", f"augment.noise={noise_folder}")
+    assert isinstance(made.noise, SimulatedNoise)
+    assert isinstance(recorded.noise, RecordedNoise)
+    speech = torch.randn(16000)
+    noisy = next(seed for seed in range(99) if made.draw(seed).noise is not None)
+    assert torch.equal(made(speech, noisy), made(speech, noisy))
+    assert "dBoct" in " ".join(made.draw(noisy).describe())
 
 
 def test_every_codec_can_be_chosen() -> None:

@@ -13,9 +13,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from asr.audio import load_audio
-from asr.augment import Codecs, MeasuredRooms, Noise, SimulatedRooms, SoundLibrary, find_sounds
+from asr.augment import (
+    Codecs,
+    MeasuredRooms,
+    RecordedNoise,
+    SimulatedNoise,
+    SimulatedRooms,
+    SoundLibrary,
+    find_sounds,
+)
 from asr.augment.codecs import CODECS, code, telephone_band
-from asr.augment.noise import NoiseDraw, cut_stretch, mix_noise
+from asr.augment.noise import MadeNoise, NoiseDraw, cut_stretch, mix_noise
 from asr.augment.rooms import DIRECT_SECONDS, SimulatedRoom, reverberate
 from asr.augment.sounds import Sound, _with_energy, list_files, sounds_sha256
 from asr.errors import ConfigError
@@ -62,7 +70,7 @@ def speechlike(num_samples: int = 2 * RATE, seed: int = 1, level: float = 0.1) -
 def test_the_ratio_is_the_one_that_was_drawn(
     noise_library: SoundLibrary, seed: int, num_samples: int
 ) -> None:
-    noise = Noise(noise_library, probability=1.0, snr_db=(-5.0, 25.0))
+    noise = RecordedNoise(noise_library, probability=1.0, snr_db=(-5.0, 25.0))
     speech = speechlike(num_samples)
     drawn = noise.draw(seeded(seed))
     assert drawn is not None
@@ -73,20 +81,56 @@ def test_the_ratio_is_the_one_that_was_drawn(
     assert measured == pytest.approx(drawn.snr_db, abs=0.01)
 
 
+@given(seed=st.integers(0, 2**62), num_samples=st.sampled_from([1, 1601, 24000]))
+@settings(deadline=None, max_examples=30)
+def test_made_noise_has_the_ratio_that_was_drawn(seed: int, num_samples: int) -> None:
+    noise = SimulatedNoise(sample_rate=16000, probability=1.0, snr_db=(-5.0, 25.0))
+    speech = speechlike(num_samples)
+    drawn = noise.draw(seeded(seed))
+    assert drawn is not None
+    noisy = noise.apply(speech, drawn)
+    assert len(noisy) == num_samples
+    measured = 10 * math.log10(power(speech) / power(noisy.double() - speech.double()))
+    assert measured == pytest.approx(drawn.snr_db, abs=0.02)
+    assert torch.equal(noise.apply(speech, drawn), noisy)
+
+
+@pytest.mark.parametrize("slope_db", [0.0, -3.0, -6.0, -9.0])
+def test_the_spectrum_of_made_noise_falls_as_drawn(slope_db: float) -> None:
+    noise = SimulatedNoise(sample_rate=16000, probability=1.0, snr_db=(0.0, 0.0))
+    made = noise.make(16000 * 20, MadeNoise(snr_db=0.0, slope_db=slope_db, gust_db=0.0, seed=7)).double()
+    hertz, density = scipy.signal.welch(made.numpy(), 16000, nperseg=1024)
+    inside = (hertz > 100) & (hertz < 7000)
+    slope = np.polyfit(np.log2(hertz[inside]), 10 * np.log10(density[inside]), 1)[0]
+    assert slope == pytest.approx(slope_db, abs=0.3)
+
+
+def test_gusts_move_the_level_of_made_noise() -> None:
+    noise = SimulatedNoise(sample_rate=16000, probability=1.0, snr_db=(0.0, 0.0))
+    spreads = []
+    for gust_db in (0.0, 5.0, 10.0):
+        made = noise.make(16000 * 60, MadeNoise(snr_db=0.0, slope_db=0.0, gust_db=gust_db, seed=7))
+        spreads.append(float((10 * made.reshape(-1, 800).pow(2).mean(1).log10()).std()))
+    assert spreads[0] < 0.5
+    # Levels are interpolated between independent ones, which takes a fifth off their deviation.
+    assert spreads[1] == pytest.approx(5.0 * math.sqrt(2 / 3), rel=0.2)
+    assert spreads[2] == pytest.approx(10.0 * math.sqrt(2 / 3), rel=0.2)
+
+
 @pytest.fixture(scope="module")
 def noise_library(noise_folder: Path) -> SoundLibrary:
     return library(noise_folder)
 
 
 def test_probability_and_range_of_the_draw(noise_library: SoundLibrary) -> None:
-    noise = Noise(noise_library, probability=0.3, snr_db=(0.0, 10.0))
+    noise = RecordedNoise(noise_library, probability=0.3, snr_db=(0.0, 10.0))
     drawn = [noise.draw(seeded(seed)) for seed in range(1000)]
     heard = [draw for draw in drawn if draw is not None]
     assert 230 < len(heard) < 370
     assert np.mean([draw.snr_db for draw in heard]) == pytest.approx(5, abs=0.7)
     names = [draw.part.name for draw in heard]
     assert min(names.count(name) for name in ("steady.wav", "short/hum.flac", "short/event.wav")) > 60
-    assert Noise(noise_library, probability=0.0, snr_db=(0.0, 10.0)).draw(seeded(1)) is None
+    assert RecordedNoise(noise_library, probability=0.0, snr_db=(0.0, 10.0)).draw(seeded(1)) is None
 
 
 @given(
@@ -131,7 +175,7 @@ def test_silent_noise_leaves_speech_as_it_is_and_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     soundfile.write(tmp_path / "silence.wav", np.zeros(8000), RATE)
-    noise = Noise(library(tmp_path), probability=1.0, snr_db=(0.0, 0.0))
+    noise = RecordedNoise(library(tmp_path), probability=1.0, snr_db=(0.0, 0.0))
     speech = speechlike()
     for seed in range(3):
         drawn = noise.draw(seeded(seed))

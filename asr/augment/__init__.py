@@ -6,7 +6,7 @@ the number of loader processes, and nothing here ever runs in validation.
 
 from asr.augment.codecs import Codecs
 from asr.augment.masks import SpecAugment
-from asr.augment.noise import Noise
+from asr.augment.noise import RecordedNoise, SimulatedNoise
 from asr.augment.rooms import MeasuredRooms, SimulatedRooms
 from asr.augment.sounds import SoundLibrary, find_sounds
 from asr.augment.waveform import Drawn, WaveformAugmenter
@@ -15,7 +15,8 @@ __all__ = [
     "Codecs",
     "Drawn",
     "MeasuredRooms",
-    "Noise",
+    "RecordedNoise",
+    "SimulatedNoise",
     "SimulatedRooms",
     "SoundLibrary",
     "SpecAugment",

@@ -5,10 +5,14 @@ import torchaudio.functional
 from torch import Tensor
 
 
+def fast_length(num_values: int) -> int:
+    """The next length without large prime factors, at which Fourier transforms are several times faster."""
+    step = 1 << max(0, num_values.bit_length() - 5)
+    return num_values + -num_values % step
+
+
 def convolve_aligned(waveform: Tensor, response: Tensor, delay: int) -> Tensor:
     """``(samples,)`` convolved with ``(taps,)``, ``delay`` samples earlier and as long as it was."""
-    # Transforms are several times faster at lengths without large prime factors.
     num_values = len(waveform) + len(response) - 1
-    step = 1 << max(0, num_values.bit_length() - 5)
-    padded = torch.nn.functional.pad(waveform, (0, -num_values % step))
+    padded = torch.nn.functional.pad(waveform, (0, fast_length(num_values) - num_values))
     return torchaudio.functional.fftconvolve(padded, response)[delay : delay + len(waveform)]

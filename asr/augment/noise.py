@@ -1,13 +1,22 @@
-"""Noise mixed into speech at a drawn signal-to-noise ratio."""
+"""Noise mixed into speech at a drawn signal-to-noise ratio: recorded, or made up."""
 
 from typing import NamedTuple
 
 import torch
 import torchaudio.functional
 from torch import Tensor
+from torch.nn.functional import interpolate
 
+from asr.augment.convolution import fast_length
 from asr.augment.sounds import Part, Sound, SoundLibrary
 from asr.augment.streams import uniform
+
+STEEPEST_DB_PER_OCTAVE = 9.0
+MOST_GUSTY_DB = 10.0
+GUSTS_PER_SECOND = 3.0
+LOWEST_HZ = 50.0
+# An amplitude proportional to the frequency rises by so much.
+DB_PER_OCTAVE = 6.0206
 
 
 class NoiseDraw(NamedTuple):
@@ -23,7 +32,16 @@ class NoiseDraw(NamedTuple):
     place: float
 
 
-class Noise:
+class MadeNoise(NamedTuple):
+    """``slope_db``: of its spectrum, per octave; ``gust_db``: standard deviation of its level, which moves slowly."""
+
+    snr_db: float
+    slope_db: float
+    gust_db: float
+    seed: int
+
+
+class RecordedNoise:
     """Recordings mixed in with a probability, at an SNR that is uniform in decibels.
 
     The SNR is the ratio of the energies of the whole utterance and of the noise under it
@@ -43,6 +61,48 @@ class Noise:
 
     def apply(self, waveform: Tensor, drawn: NoiseDraw) -> Tensor:
         return mix_noise(waveform, self.library.load(drawn.part), drawn)
+
+
+class SimulatedNoise:
+    """Made-up noise mixed in with a probability, at an SNR that is uniform in decibels.
+
+    Gaussian noise whose spectrum falls by 0 (white) to 9 dB per octave (traffic and engines are around
+    6), from ``LOWEST_HZ`` up. Its level in decibels moves as slow Gaussian noise does: from steady, as a
+    fan is, to gusts and single events. It has no tones and no voices; recordings do.
+    """
+
+    def __init__(self, *, sample_rate: int, probability: float, snr_db: tuple[float, float]) -> None:
+        self.sample_rate = sample_rate
+        self.probability = probability
+        self.snr_db = snr_db
+
+    def draw(self, generator: torch.Generator) -> MadeNoise | None:
+        if uniform(0, 1, generator) >= self.probability:
+            return None
+        return MadeNoise(
+            snr_db=uniform(*self.snr_db, generator),
+            slope_db=uniform(-STEEPEST_DB_PER_OCTAVE, 0, generator),
+            gust_db=uniform(0, MOST_GUSTY_DB, generator),
+            seed=int(torch.randint(2**62, (), generator=generator).item()),
+        )
+
+    def apply(self, waveform: Tensor, drawn: MadeNoise) -> Tensor:
+        """``(samples,)`` speech with noise under all of it."""
+        noise = self.make(len(waveform), drawn)
+        return torchaudio.functional.add_noise(waveform, noise, torch.tensor(drawn.snr_db))
+
+    def make(self, num_samples: int, drawn: MadeNoise) -> Tensor:
+        """``(num_samples,)`` of noise, at any level."""
+        generator = torch.Generator().manual_seed(drawn.seed)
+        num_values = fast_length(num_samples)
+        spectrum = torch.fft.rfft(torch.randn(num_values, generator=generator))
+        hertz = torch.linspace(0, self.sample_rate / 2, len(spectrum)).clamp(min=LOWEST_HZ)
+        spectrum *= (hertz / LOWEST_HZ) ** (drawn.slope_db / DB_PER_OCTAVE)
+        steady = torch.fft.irfft(spectrum, num_values)[:num_samples]
+        num_knots = 2 + int(num_samples / self.sample_rate * GUSTS_PER_SECOND)
+        level_db = drawn.gust_db * torch.randn(1, 1, num_knots, generator=generator)
+        level_db = interpolate(level_db, size=num_samples, mode="linear", align_corners=True)[0, 0]
+        return steady * 10 ** (level_db / 20)
 
 
 def draw_noise(library: SoundLibrary, snr_db: tuple[float, float], generator: torch.Generator) -> NoiseDraw:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from asr.augment import streams
 from asr.augment.codecs import Codecs
-from asr.augment.noise import Noise, NoiseDraw
+from asr.augment.noise import MadeNoise, NoiseDraw, RecordedNoise, SimulatedNoise
 from asr.augment.rooms import MeasuredRoom, MeasuredRooms, SimulatedRoom, SimulatedRooms, reverberate
 
 # Speed factors are exact to two decimals.
@@ -24,7 +24,7 @@ class Drawn:
 
     speed: float
     room: MeasuredRoom | SimulatedRoom | None
-    noise: NoiseDraw | None
+    noise: NoiseDraw | MadeNoise | None
     codec: str | None
     gain_db: float
 
@@ -35,7 +35,9 @@ class Drawn:
             words.append(f"room-{PurePosixPath(self.room.part.name).stem}")
         elif self.room is not None:
             words.append(f"room{self.room.rt60_seconds:.2f}s{self.room.direct_db:+.0f}dB")
-        if self.noise is not None:
+        if isinstance(self.noise, MadeNoise):
+            words.append(f"snr{self.noise.snr_db:.1f}dB{self.noise.slope_db:+.0f}dBoct")
+        elif self.noise is not None:
             words.append(f"snr{self.noise.snr_db:.1f}dB-{PurePosixPath(self.noise.part.name).stem}")
         if self.codec is not None:
             words.append(self.codec)
@@ -62,7 +64,7 @@ class WaveformAugmenter:
         speed_factors: list[float],
         gain_db: float,
         rooms: MeasuredRooms | SimulatedRooms | None = None,
-        noise: Noise | None = None,
+        noise: RecordedNoise | SimulatedNoise | None = None,
         codecs: Codecs | None = None,
     ) -> None:
         self.speed_factors = list(speed_factors)
@@ -94,7 +96,7 @@ class WaveformAugmenter:
             waveform = reverberate(waveform, self.rooms.response(drawn.room))  # type: ignore[arg-type]
         if drawn.noise is not None:
             assert self.noise is not None
-            waveform = self.noise.apply(waveform, drawn.noise)
+            waveform = self.noise.apply(waveform, drawn.noise)  # type: ignore[arg-type]
         if drawn.codec is not None:
             assert self.codecs is not None
             waveform = self.codecs.apply(waveform, drawn.codec)

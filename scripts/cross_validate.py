@@ -1,0 +1,274 @@
+"""A recipe judged on speakers it has never heard: trained once per fold, every speaker held out once.
+
+Each fold is prepared, trained and decoded in a process of its own and kept, so that an interrupted run
+goes on where it stopped. Nothing is chosen on the speakers that are held out: the recipe is fixed, its
+*last* weights are taken rather than the best on the held-out part, the language model is estimated from
+the fold's training text, and its weights are those that do best on the other folds.
+
+    python scripts/cross_validate.py --corpus an4 --source AN4 --folds 5 --output cv/an4 experiment=an4-best
+    python scripts/cross_validate.py --corpus fsdd --source FSDD --speakers --output cv/fsdd experiment=fsdd
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import t as student
+
+from asr import build, checkpoint
+from asr.config import BeamLmConfig, GreedyConfig, TuneConfig
+from asr.corpora import fsdd
+from asr.manifest import manifest_sha256, read_manifest
+from asr.stats import Interval, compare_paired, rate_interval
+from asr.tuning import Trial, Trials, cached_emissions, choose_weights
+
+MANIFESTS = ("train", "dev")
+_PREPARE = {"an4": [], "fsdd": ["connected=true", "connected_passes=4", f"test_speaker={fsdd.NO_SPEAKER}"]}
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Options of ``asr.prepare`` that hold its speakers out as dev, and where everything of it goes."""
+
+    name: str
+    prepare: tuple[str, ...]
+    folder: Path
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "run"
+
+    @property
+    def last(self) -> Path:
+        return self.run / "checkpoints" / checkpoint.LAST
+
+
+class Decoded(NamedTuple):
+    """A fold's held-out utterances: ``grid`` holds the same settings in the same order in every fold."""
+
+    speakers: list[str]
+    num_words: NDArray[np.float64]
+    greedy: Trial
+    grid: list[Trial]
+
+
+# --------------------------------------------------------------------------- one fold
+
+
+def run_command(command: Sequence[str | Path], log: Path) -> None:
+    """Run, with the output in ``log``; ``SystemExit`` shows its end when the command fails."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "w", encoding="utf-8") as file:
+        done = subprocess.run([str(part) for part in command], stdout=file, stderr=file, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(map(str, command))}\n{log.read_text(encoding='utf-8')[-2000:]}")
+
+
+def make(fold: Fold, options: argparse.Namespace) -> None:
+    """Prepare and train, and estimate the language model, unless that is done."""
+    module = [sys.executable, "-m"]
+    if not (fold.data / "dev.jsonl").exists():
+        source = f"source={options.source}"
+        corpus = [f"corpus={options.corpus}", source, f"output={fold.data}", *fold.prepare]
+        run_command([*module, "asr.prepare", *corpus], fold.folder / "prepare.log")
+    if not (fold.run / "report.json").exists():
+        manifests = [f"data.{split}={fold.data / f'{split}.jsonl'}" for split in MANIFESTS]
+        # Never resumed half-way under other options: a fold is trained in one go, or again.
+        common = [f"run_dir={fold.run}", f"seed={options.seed}", "trainer.num_dev_samples=0"]
+        run_command(
+            [*module, "asr.train", *options.overrides, *manifests, *common], fold.folder / "train.log"
+        )
+    lm = fold.folder / "lm.arpa"
+    if not lm.exists():
+        text = [f"text={fold.data / 'train.jsonl'}", f"order={options.lm_order}", f"output={lm}"]
+        run_command([*module, "asr.lm", *text], fold.folder / "lm.log")
+
+
+def decode(fold: Fold, options: argparse.Namespace) -> Decoded:
+    """Greedy, and with every pair of language-model weights."""
+    recogniser = checkpoint.load_recogniser(fold.last, GreedyConfig(), torch.device("cpu"))
+    manifest = fold.data / "dev.jsonl"
+    utterances = read_manifest(manifest)
+    identity = checkpoint.identify(fold.last)
+    dev = cached_emissions(
+        recogniser,
+        utterances,
+        fold.folder / "emissions",
+        {"checkpoint_sha256": identity.sha256, "manifest_sha256": manifest_sha256(manifest)},
+        max_batch_utterances=16,
+        max_batch_seconds=240.0,
+    )
+    if len(dev.examples) != len(utterances):
+        raise SystemExit(f"{manifest}: {len(utterances) - len(dev.examples)} utterances cannot be read")
+    trials = Trials(
+        dev,
+        lambda decoder: build.make_decoder(
+            decoder, recogniser.tokenizer, recogniser.acoustic_model.seconds_per_frame
+        ),
+        recogniser.normalise,
+    )
+    greedy = trials.run("greedy", GreedyConfig())
+    lm = BeamLmConfig(lm=str(fold.folder / "lm.arpa"), vocabulary=options.vocabulary)
+    defaults = TuneConfig()
+    grid = trials.grid("grid", lm, {"alpha": defaults.alphas, "beta": defaults.betas})
+    num_words = np.array([count.num_reference for count in greedy.counts], np.float64)
+    return Decoded([example.utterance.speaker or "" for example in dev.examples], num_words, greedy, grid)
+
+
+# --------------------------------------------------------------------------- all folds
+
+
+def joined(trials: Sequence[Trial]) -> Trial:
+    """The same settings on several folds as one trial; the language model's file differs between them."""
+    counts = tuple(count for trial in trials for count in trial.counts)
+    decoder = replace(trials[0].decoder, lm="")  # type: ignore[call-arg]
+    return Trial("grid", decoder, counts, sum(trial.cpu_seconds for trial in trials))
+
+
+class WithLm(NamedTuple):
+    """Of one fold: the weights that the other folds choose, and what they do here."""
+
+    alpha: float
+    beta: float
+    errors: NDArray[np.float64]
+
+
+def cross_fit(folds: Sequence[Decoded]) -> list[WithLm]:
+    """For each fold the language-model weights that are best on the others."""
+    found = []
+    for number, own in enumerate(folds):
+        others = [fold for place, fold in enumerate(folds) if place != number]
+        pooled = [joined(trials) for trials in zip(*(fold.grid for fold in others), strict=True)]
+        chosen = pooled.index(choose_weights(pooled))
+        trial = own.grid[chosen]
+        found.append(WithLm(trial.option("alpha"), trial.option("beta"), trial.errors))
+    return found
+
+
+def mean_interval(rates: Sequence[float]) -> tuple[float, float]:
+    """Student's 95 % interval of the mean over folds (an approximation: folds share training data)."""
+    half = float(student.ppf(0.975, len(rates) - 1)) * stdev(rates) / len(rates) ** 0.5
+    return fmean(rates) - half, fmean(rates) + half
+
+
+def percent(rate: float) -> str:
+    return f"{100 * rate:.2f}"
+
+
+def summary(name: str, errors: Sequence[NDArray[np.float64]], folds: Sequence[Decoded]) -> dict[str, object]:
+    """Mean of the folds and pooled rate, each with its interval; speakers are the units of the pooled one."""
+    rates = [float(own.sum() / fold.num_words.sum()) for own, fold in zip(errors, folds, strict=True)]
+    speakers = [speaker for fold in folds for speaker in fold.speakers]
+    words = np.concatenate([fold.num_words for fold in folds])
+    pooled = rate_interval(np.concatenate(errors), words, groups=speakers)
+    return {
+        "decoder": name,
+        "folds": rates,
+        "mean": fmean(rates),
+        "mean_interval": mean_interval(rates),
+        "pooled": float(sum(own.sum() for own in errors) / words.sum()),
+        "pooled_interval": bounds(pooled),
+    }
+
+
+def bounds(interval: Interval) -> tuple[float, float]:
+    return interval.low, interval.high
+
+
+def report(plan: Sequence[Fold], folds: Sequence[Decoded], output: Path, overrides: Sequence[str]) -> None:
+    """Table on the terminal and ``cross_validation.json``."""
+    fitted = cross_fit(folds)
+    by_decoder = {
+        "greedy": [fold.greedy.errors for fold in folds],
+        "beam + LM": [one.errors for one in fitted],
+    }
+    table = Table(title="word error rate on held-out speakers, %")
+    for column in ("fold", "speakers", "utterances", "words", *by_decoder, "alpha", "beta"):
+        table.add_column(column, justify="left" if column == "fold" else "right")
+    for place, (fold, decoded, one) in enumerate(zip(plan, folds, fitted, strict=True)):
+        rates = [errors[place].sum() / decoded.num_words.sum() for errors in by_decoder.values()]
+        sizes = (len(set(decoded.speakers)), len(decoded.speakers), int(decoded.num_words.sum()))
+        table.add_row(fold.name, *map(str, sizes), *map(percent, rates), f"{one.alpha:g}", f"{one.beta:g}")
+    console = Console(soft_wrap=True)
+    console.print(table)
+    summaries = [summary(name, errors, folds) for name, errors in by_decoder.items()]
+    for one in summaries:
+        (low, high), (pooled_low, pooled_high) = one["mean_interval"], one["pooled_interval"]  # type: ignore[misc]
+        console.print(
+            f"{one['decoder']}: mean of folds {percent(one['mean'])} % [{percent(low)}, {percent(high)}], "  # type: ignore[arg-type]
+            f"pooled {percent(one['pooled'])} % [{percent(pooled_low)}, {percent(pooled_high)}] by speaker"  # type: ignore[arg-type]
+        )
+    words = np.concatenate([fold.num_words for fold in folds])
+    greedy, lm = (np.concatenate(errors) for errors in by_decoder.values())
+    speakers = [speaker for fold in folds for speaker in fold.speakers]
+    paired = compare_paired(lm, greedy, words, groups=speakers)
+    low, high = bounds(paired.interval)
+    console.print(
+        f"the language model changes it by {100 * paired.difference:+.2f} points "
+        f"[{100 * low:+.2f}, {100 * high:+.2f}], p={paired.p_value:.4f}, paired by speaker"
+    )
+    weights = [{"alpha": one.alpha, "beta": one.beta} for one in fitted]
+    content = {
+        "overrides": list(overrides),
+        "summaries": summaries,
+        "weights": weights,
+        "lm_against_greedy": asdict(paired),
+    }
+    path = output / "cross_validation.json"
+    path.write_text(json.dumps(content, indent=1, default=list) + "\n", encoding="utf-8")
+    console.print(f"wrote {path}", markup=False, highlight=False)
+
+
+def plan_of(options: argparse.Namespace) -> list[Fold]:
+    """All folds; those of ``--speakers`` hold one speaker out each."""
+    if options.speakers:
+        names = fsdd.speakers(options.source)
+        chosen = [(name, (f"dev_speaker={name}",)) for name in names]
+    else:
+        chosen = [(str(k), (f"folds={options.folds}", f"fold={k}")) for k in range(options.folds)]
+    base = _PREPARE.get(options.corpus, [])
+    return [Fold(name, (*base, *own), options.output / f"fold-{name}") for name, own in chosen]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--corpus", default="an4", help="as for asr.prepare")
+    parser.add_argument("--source", type=Path, required=True, help="where the corpus is")
+    parser.add_argument("--folds", type=int, default=5, help="of speakers")
+    parser.add_argument("--speakers", action="store_true", help="one fold for each speaker (fsdd)")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the folds")
+    parser.add_argument("--seed", type=int, default=0, help="of the trainings")
+    parser.add_argument("--jobs", type=int, default=1, help="folds trained at the same time")
+    parser.add_argument("--lm-order", type=int, default=3)
+    parser.add_argument("--vocabulary", choices=["open", "closed"], default="closed")
+    parser.add_argument("overrides", nargs="*", help="options of asr.train, e.g. experiment=an4-best")
+    options = parser.parse_intermixed_args()
+    options.output, options.source = options.output.absolute(), options.source.absolute()
+    os.environ.setdefault("OMP_NUM_THREADS", "1" if options.jobs > 1 else "")
+    plan = plan_of(options)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(lambda fold: make(fold, options), plan))
+    report(plan, [decode(fold, options) for fold in plan], options.output, options.overrides)
+
+
+if __name__ == "__main__":
+    main()
