@@ -6,7 +6,8 @@ goes on where it stopped. Nothing is chosen on the speakers that are held out: t
 the fold's training text, and its weights are those that do best on the other folds.
 
     python scripts/cross_validate.py --corpus an4 --source AN4 --folds 5 --output cv/an4 experiment=an4-best
-    python scripts/cross_validate.py --corpus fsdd --source FSDD --speakers --output cv/fsdd experiment=fsdd
+    python scripts/cross_validate.py --corpus fsdd --source FSDD --output cv/fsdd experiment=fsdd \\
+        --speakers george,jackson,lucas,nicolas,theo,yweweler
 """
 
 import argparse
@@ -238,9 +239,8 @@ def report(plan: Sequence[Fold], folds: Sequence[Decoded], output: Path, overrid
 
 def plan_of(options: argparse.Namespace) -> list[Fold]:
     """All folds; those of ``--speakers`` hold one speaker out each."""
-    if options.speakers:
-        names = fsdd.speakers(options.source)
-        chosen = [(name, (f"dev_speaker={name}",)) for name in names]
+    if options.speakers is not None:
+        chosen = [(name, (f"dev_speaker={name}",)) for name in options.speakers.split(",")]
     else:
         chosen = [(str(k), (f"folds={options.folds}", f"fold={k}")) for k in range(options.folds)]
     base = _PREPARE.get(options.corpus, [])
@@ -254,7 +254,7 @@ def main() -> None:
     parser.add_argument("--corpus", default="an4", help="as for asr.prepare")
     parser.add_argument("--source", type=Path, required=True, help="where the corpus is")
     parser.add_argument("--folds", type=int, default=5, help="of speakers")
-    parser.add_argument("--speakers", action="store_true", help="one fold for each speaker (fsdd)")
+    parser.add_argument("--speakers", metavar="A,B,...", help="one fold for each of these (fsdd) instead")
     parser.add_argument("--output", type=Path, required=True, help="folder of the folds")
     parser.add_argument("--seed", type=int, default=0, help="of the trainings")
     parser.add_argument("--jobs", type=int, default=1, help="folds trained at the same time")
