@@ -697,11 +697,16 @@ class FlashlightConfig(DecoderConfig):
                 "decoder.lm_unit=token describes decoder.lm, and flashlight uses it without decoder.lexicon; "
                 "decoder=beam_lm takes both"
             )
-        if self.beta != 0 and self.lexicon is None and (self.lm is None or self.lm_unit == "token"):
+        if self.beta != 0 and not self.has_words:
             raise ConfigError(
                 f"decoder.beta={self.beta:g} is for each word, and without decoder.lexicon or a decoder.lm of "
                 "words flashlight knows none"
             )
+
+    @property
+    def has_words(self) -> bool:
+        """Whether it searches words, not tokens alone."""
+        return self.lexicon is not None or (self.lm is not None and self.lm_unit == "word")
 
 
 @dataclass

@@ -135,7 +135,7 @@ def searched_options(config: TuneConfig) -> dict[str, list[Any]]:
     has_words = getattr(decoder, "lm_unit", "word") == "word" or getattr(decoder, "lexicon", None) is not None
     applies = {
         "alpha": getattr(decoder, "lm", None) is not None,
-        "beta": getattr(decoder, "lm", None) is not None,
+        "beta": getattr(decoder, "lm", None) is not None and getattr(decoder, "has_words", True),
         "unknown_penalty": getattr(decoder, "vocabulary", "closed") == "open" and has_words,
         "hotword_weight": bool(getattr(decoder, "hotwords", None) or getattr(decoder, "hotword_file", None)),
         "beam_width": True,
@@ -205,7 +205,8 @@ def most_trials(config: TuneConfig, searched: dict[str, list[Any]]) -> int:
         len(searched[name]) for name in ("beam_width", "score_gap", "token_gap") if name in searched
     )
     if "alpha" in searched:
-        num += len(searched["alpha"]) * len(searched["beta"]) + 9 * config.refine_rounds
+        num += math.prod(len(searched[name]) for name in ("alpha", "beta") if name in searched)
+        num += 9 * config.refine_rounds
     return num + sum(len(searched.get(name, [])) for name in ("unknown_penalty", "hotword_weight")) + 3
 
 
@@ -234,9 +235,10 @@ class Search:
         self.beam = self._without_lm()
         self.untuned = trials.run("untuned", config.decoder)
         chosen = self.untuned
+        steps = {name: searched[name] for name in ("alpha", "beta") if name in searched}
         self.cross_fitted: NDArray[np.float64] | None = None
-        if "alpha" in searched:
-            grid = trials.grid("grid", config.decoder, {"alpha": searched["alpha"], "beta": searched["beta"]})
+        if steps:
+            grid = trials.grid("grid", config.decoder, steps)
             num_folds = min(config.folds, len(set(self.groups)))
             if num_folds > 1:
                 self.cross_fitted = cross_fitted(grid, self.groups, num_folds, config.seed)
@@ -249,11 +251,10 @@ class Search:
                 if chosen not in best:  # else the given value is as good as any
                     chosen = min(best, key=lambda trial: trial.num_errors)
                     weights = [chosen]
-        if "alpha" in searched:
+        if steps:
             if len(weights) == 1:
-                steps = {"alpha": searched["alpha"], "beta": searched["beta"]}
                 weights = trials.grid("grid", chosen.decoder, steps)
-            chosen = choose_weights(trials.refine("refined", weights, config.refine_rounds))
+            chosen = choose_weights(trials.refine("refined", weights, list(steps), config.refine_rounds))
         names = ("beam_width", "score_gap", "token_gap")
         choices = {name: searched[name] for name in names if name in searched}
         self.pruned = [chosen, *trials.grid("pruning", chosen.decoder, choices)]

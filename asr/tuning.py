@@ -216,9 +216,11 @@ class Trials:
             for values in product(*choices.values())
         ]
 
-    def refine(self, stage: str, trials: Sequence[Trial], num_rounds: int) -> list[Trial]:
-        """More weights around the middle of the good ones, with steps that halve in every round."""
-        steps = {name: _step([trial.option(name) for trial in trials]) for name in ("alpha", "beta")}
+    def refine(
+        self, stage: str, trials: Sequence[Trial], weights: Sequence[str], num_rounds: int
+    ) -> list[Trial]:
+        """More ``weights`` around the middle of the good ones, with steps that halve in every round."""
+        steps = {name: _step([trial.option(name) for trial in trials]) for name in weights}
         found = list(trials)
         for _ in range(num_rounds):
             steps = {name: step / 2 for name, step in steps.items()}

@@ -1,5 +1,6 @@
 """flashlight-text as a decoder: the same texts and scores as our search where neither prunes."""
 
+import os
 import sys
 from dataclasses import replace
 from importlib.util import find_spec

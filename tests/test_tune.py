@@ -127,6 +127,19 @@ def test_the_figures_are_those_of_an_evaluation(
     assert "the checkpoint" in report.data_use.notices[0].text
 
 
+def test_flashlight_without_words_has_no_word_bonus(
+    options: list[str], tiny_corpus: TinyCorpus, tmp_path: Path
+) -> None:
+    pytest.importorskip("flashlight")
+    tokens = [[c.replace(" ", "<space>") for c in line["text"]] for line in tiny_corpus.lines("train")]
+    estimate(tokens, tmp_path / "tokens.arpa", order=2)
+    lm = ["decoder=flashlight", f"decoder.lm={tmp_path / 'tokens.arpa'}", "decoder.lm_unit=token"]
+    assert run_tune(options, *lm, f"output={tmp_path}") == 0
+    points = json.loads((tmp_path / "tuning.json").read_text())["trials"]
+    assert {name for point in points for name in point["options"]} == {"alpha", "beam_width", "score_gap"}
+    assert {0.0, 0.5, 1.0} < {point["options"]["alpha"] for point in points}  # and finer ones
+
+
 def test_emissions_are_kept(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     beam = ["decoder=beam", f"output={tmp_path}"]
     assert run_tune(options, *beam) == 0

@@ -10,7 +10,9 @@ What its options mean here:
 """
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -210,11 +212,25 @@ def _language_model(path: str | None, words: list[str]) -> Any:
             "pip install --force-reinstall flashlight-text, or use decoder=beam_lm"
         ) from error
     try:
-        return KenLM(path, Dictionary(words))
+        with _silent_stderr():
+            return KenLM(path, Dictionary(words))
     except RuntimeError as error:
         raise LanguageModelError(
             f"{path}: KenLM cannot read it ({' '.join(str(error).split())[-200:]})"
         ) from error
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """KenLM draws a progress bar for every model that it reads, past Python and every option."""
+    stderr = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def _space(tokenizer: Tokenizer) -> int:

@@ -91,8 +91,7 @@ def plot(points: Sequence[Point], steps: Sequence[Step], path: Path) -> None:
     if weighted:
         best: dict[tuple[float, float], float] = {}
         for point in weighted:
-            place = (point.options["alpha"], point.options["beta"])
-            best[place] = min(best.get(place, float("inf")), 100 * point.wer)
+            best[_place(point)] = min(best.get(_place(point), float("inf")), 100 * point.wer)
         lowest = min(best.values())
         dots = axes[0].scatter(
             *zip(*best, strict=True),
@@ -104,7 +103,7 @@ def plot(points: Sequence[Point], steps: Sequence[Step], path: Path) -> None:
             edgecolors="white",
             linewidths=0.5,
         )
-        place = (chosen.options["alpha"], chosen.options["beta"])
+        place = _place(chosen)
         axes[0].plot(*place, marker="o", markersize=14, fillstyle="none", color=_CHOSEN, markeredgewidth=2)
         axes[0].annotate("chosen", place, xytext=(10, 10), textcoords="offset points", color=_CHOSEN)
         axes[0].set(xlabel="alpha", ylabel="beta", title="Weights tried")
@@ -139,3 +138,8 @@ def plot(points: Sequence[Point], steps: Sequence[Step], path: Path) -> None:
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
+
+
+def _place(point: Point) -> tuple[float, float]:
+    """Alpha and beta; a decoder that counts no words has no beta."""
+    return point.options["alpha"], point.options.get("beta", 0.0)
