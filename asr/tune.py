@@ -235,10 +235,10 @@ class Search:
         self.beam = self._without_lm()
         self.untuned = trials.run("untuned", config.decoder)
         chosen = self.untuned
-        steps = {name: searched[name] for name in ("alpha", "beta") if name in searched}
+        weighing = self._choices("alpha", "beta")
         self.cross_fitted: NDArray[np.float64] | None = None
-        if steps:
-            grid = trials.grid("grid", config.decoder, steps)
+        if weighing:
+            grid = trials.grid("grid", config.decoder, weighing)
             num_folds = min(config.folds, len(set(self.groups)))
             if num_folds > 1:
                 self.cross_fitted = cross_fitted(grid, self.groups, num_folds, config.seed)
@@ -251,12 +251,11 @@ class Search:
                 if chosen not in best:  # else the given value is as good as any
                     chosen = min(best, key=lambda trial: trial.num_errors)
                     weights = [chosen]
-        if steps:
+        if weighing:
             if len(weights) == 1:
-                weights = trials.grid("grid", chosen.decoder, steps)
-            chosen = choose_weights(trials.refine("refined", weights, list(steps), config.refine_rounds))
-        names = ("beam_width", "score_gap", "token_gap")
-        choices = {name: searched[name] for name in names if name in searched}
+                weights = trials.grid("grid", chosen.decoder, weighing)
+            chosen = choose_weights(trials.refine("refined", weights, list(weighing), config.refine_rounds))
+        choices = self._choices("beam_width", "score_gap", "token_gap")
         self.pruned = [chosen, *trials.grid("pruning", chosen.decoder, choices)]
         self.pruned = list(dict.fromkeys(self.pruned))
         self.front = pareto_front(self.pruned)
@@ -264,6 +263,9 @@ class Search:
         self.chosen = choose_pruning(
             self.pruned, trials.run("pruning", dataclasses.replace(chosen.decoder, **widest))
         )
+
+    def _choices(self, *names: str) -> dict[str, list[Any]]:
+        return {name: self._searched[name] for name in names if name in self._searched}
 
     def _without_lm(self) -> Trial | None:
         decoder: DecoderConfig = self._config.decoder

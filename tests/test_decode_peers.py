@@ -131,6 +131,20 @@ def test_words_and_times_are_those_of_our_alignment(words_arpa: Path) -> None:
 
 
 @needs_flashlight
+def test_models_are_read_once_and_in_silence(words_arpa: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    batch = as_batch(random_log_probs(1, 6))
+    copy = words_arpa.with_name("copy.arpa")
+    copy.write_text(words_arpa.read_text())
+    before = flashlight(lm=str(copy), alpha=3.0).decode(batch)[0].score
+    assert flashlight(lm=str(copy), alpha=0.0).decode(batch)[0].score != before
+    assert flashlight(lm=str(copy), alpha=3.0).decode(batch)[0].score == before
+    estimate([["bb"], ["bb", "bb"]], copy, order=2)
+    assert flashlight(lm=str(copy), alpha=3.0).decode(batch)[0].score != before  # another model, same name
+    os.write(2, b"heard again")
+    assert capfd.readouterr() == ("", "heard again")
+
+
+@needs_flashlight
 @pytest.mark.parametrize("options", [{}, {"lm": "words"}])
 def test_nothing_was_said(words_arpa: Path, options: dict) -> None:
     options = {name: str(words_arpa) for name in options}

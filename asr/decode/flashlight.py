@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,7 +26,7 @@ from asr.decode.beam import Labelling, frames_of, only_these
 from asr.decode.decoder import unusable_frame
 from asr.decode.lexicon import read_lexicon, spellable
 from asr.decode.ngram import NgramModel
-from asr.decode.scorer import token_names, warn_of_unknown_words
+from asr.decode.scorer import token_names, warn_of_unknown_words, when_changed
 from asr.decode.token_times import aligned
 from asr.errors import ConfigError
 from asr.records import Emissions, Hypothesis
@@ -150,7 +151,7 @@ def make_search(
         AsrError: a file is missing or damaged, or does not fit the tokenizer.
     """
     flashlight = _flashlight()
-    lm = None if lm_path is None else NgramModel.load(lm_path)  # says what is wrong with it in one line
+    words = _load_words(tokenizer, lm_path, lexicon_path, lm_unit, when_changed(lm_path, lexicon_path))
     common = {
         "beam_size": beam_width,
         "beam_size_token": max_tokens or tokenizer.vocab_size,
@@ -161,13 +162,38 @@ def make_search(
         "criterion_type": flashlight.CriterionType.CTC,
     }
     blank = tokenizer.blank_id
-    if lexicon_path is None and (lm is None or lm_unit == "token"):
-        names = token_names(tokenizer, lm) if lm is not None else tokenizer.tokens
-        model = _language_model(lm_path, names)
+    if words.trie is None:
         options = flashlight.LexiconFreeDecoderOptions(**common)
         # The search starts as if after a silence. A blank is that, and changes no labels.
-        return Search(flashlight.LexiconFreeDecoder(options, model, blank, blank, []), blank, None)
+        return Search(flashlight.LexiconFreeDecoder(options, words.model, blank, blank, []), blank, None)
+    space = _space(tokenizer)
+    options = flashlight.LexiconDecoderOptions(word_score=beta, unk_score=-math.inf, **common)
+    unknown = len(words.names)
+    decoder = flashlight.LexiconDecoder(options, words.trie, words.model, space, blank, unknown, [], False)
+    return Search(decoder, space, words.names)
 
+
+class _Words(NamedTuple):
+    """A language model and, if the search is over words, the trie that spells them and their ``names``."""
+
+    model: Any
+    trie: Any = None
+    names: tuple[str, ...] = ()
+
+
+@lru_cache(maxsize=1)
+def _load_words(
+    tokenizer: Tokenizer,
+    lm_path: str | None,
+    lexicon_path: str | None,
+    lm_unit: Literal["word", "token"],
+    changed: tuple[int, ...],
+) -> _Words:
+    """What does not depend on weights; kept for the next call, as that of :mod:`asr.decode.scorer` is."""
+    lm = None if lm_path is None else NgramModel.load(lm_path)  # says what is wrong with it in one line
+    if lexicon_path is None and (lm is None or lm_unit == "token"):
+        names = token_names(tokenizer, lm) if lm is not None else tokenizer.tokens
+        return _Words(_language_model(lm_path, names))
     space = _space(tokenizer)
     if lexicon_path is not None:
         words = spellable(sorted(set(read_lexicon(Path(lexicon_path)))), tokenizer, lexicon_path)
@@ -177,14 +203,13 @@ def make_search(
         assert lm is not None
         words = spellable(sorted(set(lm.vocabulary) - set(SPECIAL_WORDS)), tokenizer, str(lm_path))
     model = _language_model(lm_path, [*words, UNKNOWN_WORD])
+    flashlight = _flashlight()
     trie = flashlight.Trie(tokenizer.vocab_size, space)
     start = model.start(False)
     for number, word in enumerate(words):
         trie.insert([*tokenizer.encode(word), space], number, model.score(start, number)[1])
     trie.smear(flashlight.SmearingMode.MAX)
-    options = flashlight.LexiconDecoderOptions(word_score=beta, unk_score=-math.inf, **common)
-    decoder = flashlight.LexiconDecoder(options, trie, model, space, blank, len(words), [], False)
-    return Search(decoder, space, tuple(words))
+    return _Words(model, trie, tuple(words))
 
 
 def _flashlight() -> Any:

@@ -159,9 +159,7 @@ def make_scorer(
         hotwords |= read_hotwords(Path(phrase_path), phrase_weight)
     if lexicon_path is None and lm_path is None and not hotwords:
         return None
-    changed = tuple(
-        os.stat(path).st_mtime_ns if path and os.path.exists(path) else 0 for path in (lm_path, lexicon_path)
-    )
+    changed = when_changed(lm_path, lexicon_path)
     lm, lexicon = _load_words(tokenizer, lm_path, lexicon_path, lm_unit, changed)
     return Scorer(
         tokenizer,
@@ -172,6 +170,11 @@ def make_scorer(
         weights=Weights(alpha, beta, unknown_penalty),
         hotwords=Hotwords(hotwords, tokenizer) if hotwords else None,
     )
+
+
+def when_changed(*paths: str | None) -> tuple[int, ...]:
+    """Times of the last change of some files, 0 where there is none: what is kept of them is for these."""
+    return tuple(os.stat(path).st_mtime_ns if path and os.path.exists(path) else 0 for path in paths)
 
 
 @lru_cache(maxsize=1)
@@ -294,6 +297,7 @@ def _lm_tokens(tokenizer: Tokenizer, lm: NgramModel) -> NDArray[np.int32]:
     return np.array([lm.word_id(name) for name in token_names(tokenizer, lm)], np.int32)
 
 
+@lru_cache(maxsize=1)  # tuning makes many scorers of one model, and wants to be warned once
 def token_names(tokenizer: Tokenizer, lm: NgramModel) -> list[str]:
     """The tokens as words of a model over them; a space is ``<space>`` alone and ``▁`` in a token.
 
