@@ -24,6 +24,7 @@ from asr.config import (
     CharTokenizerConfig,
     ConformerConfig,
     ConvGluConfig,
+    CudaConfig,
     DecoderConfig,
     FeaturesConfig,
     FlashlightConfig,
@@ -234,6 +235,13 @@ def make_decoder(config: DecoderConfig, tokenizer: Tokenizer, seconds_per_frame:
             beta=config.beta,
         )
         return FlashlightDecoder(tokenizer, seconds_per_frame, search)
+    if isinstance(config, CudaConfig):
+        from asr.decode import cuda
+
+        on_gpu = cuda.make_search(
+            tokenizer, beam_width=config.beam_width, blank_skip_threshold=config.blank_skip_threshold
+        )
+        return cuda.CudaDecoder(tokenizer, seconds_per_frame, on_gpu)
     assert isinstance(config, BeamConfig)
     # Imported here: the compiler behind the search is slow to load.
     from asr.decode.beam import BeamDecoder, Pruning

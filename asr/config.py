@@ -710,6 +710,19 @@ class FlashlightConfig(DecoderConfig):
 
 
 @dataclass
+class CudaConfig(DecoderConfig):
+    """torchaudio's beam search on a GPU; see docs/decoding.md."""
+
+    kind: str = "cuda"
+    beam_width: int = 10
+    blank_skip_threshold: float = 0.95
+
+    def __post_init__(self) -> None:
+        check_range("decoder.beam_width", self.beam_width, at_least=1, at_most=128)
+        check_range("decoder.blank_skip_threshold", self.blank_skip_threshold, above=0, at_most=1)
+
+
+@dataclass
 class DoctorOptions:
     """How deeply the audio behind the manifests is looked at before training."""
 
@@ -1185,6 +1198,7 @@ KINDS: dict[str, dict[str, type]] = {
         "beam": BeamConfig,
         "beam_lm": BeamLmConfig,
         "flashlight": FlashlightConfig,
+        "cuda": CudaConfig,
     },
     "augment": {"augment": AugmentConfig},
     "loss": {"ctc": LossConfig},

@@ -17,7 +17,7 @@ from rich.progress import Progress
 
 from asr import build, checkpoint, tuned_decoder
 from asr.cli import launch, setup_logging
-from asr.config import BeamConfig, DecoderConfig, GreedyConfig, TuneConfig
+from asr.config import BeamConfig, CudaConfig, DecoderConfig, GreedyConfig, TuneConfig
 from asr.device import choose_device
 from asr.errors import ConfigError, ManifestError
 from asr.firewall import (
@@ -130,8 +130,10 @@ def searched_options(config: TuneConfig) -> dict[str, list[Any]]:
         ConfigError: the decoder has nothing to tune.
     """
     decoder = config.decoder
-    if isinstance(decoder, GreedyConfig):
-        raise ConfigError("decoder=greedy has nothing to tune: choose decoder=beam_lm or decoder=beam")
+    if isinstance(decoder, GreedyConfig | CudaConfig):
+        raise ConfigError(
+            f"decoder={decoder.kind} has no weights to tune: choose decoder=beam_lm or decoder=beam"
+        )
     has_words = getattr(decoder, "lm_unit", "word") == "word" or getattr(decoder, "lexicon", None) is not None
     applies = {
         "alpha": getattr(decoder, "lm", None) is not None,

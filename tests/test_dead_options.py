@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import cuda_stand_in
 import numpy as np
 import pytest
 import soundfile
@@ -192,7 +193,10 @@ class Runs:
             )
             if decoder.__name__ == "FlashlightConfig":
                 pytest.importorskip("flashlight")
-            build.make_decoder(decoder(**needed), tokenizer, 0.04)
+            with pytest.MonkeyPatch.context() as patch:
+                if not torch.cuda.is_available():
+                    patch.setattr("asr.decode.cuda.make_search", cuda_stand_in.make_search)
+                build.make_decoder(decoder(**needed), tokenizer, 0.04)
 
     def evaluate(self) -> None:
         common = [f"checkpoint={self.copy()}", *self.manifests, "data.name=tiny"]

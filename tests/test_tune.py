@@ -177,7 +177,9 @@ def test_test_data_is_refused(
 
 
 def test_nothing_to_tune(options: list[str]) -> None:
-    assert "nothing to tune" in refusal(lambda: run_tune(options, "decoder=greedy"))
+    for decoder in ("greedy", "cuda"):
+        message = refusal(lambda decoder=decoder: run_tune(options, f"decoder={decoder}"))
+        assert f"decoder={decoder} has no weights to tune" in message
     assert "alphas" in refusal(lambda: run_tune(options, "decoder.lm=a", "alphas=[]"))
 
 

@@ -4,9 +4,15 @@ import math
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from asr.errors import AsrError
 from asr.records import Emissions, Hypothesis, Word
 from asr.tokenizer import Tokenizer
+
+FORBIDDEN = -1e7
+"""A log-probability that nothing survives, but finite, for peers whose sums of infinities are no numbers."""
 
 
 class DecodeError(AsrError):
@@ -28,6 +34,17 @@ def unusable_frame(index: int, frame: int, what: str) -> DecodeError:
         index,
         f"the log-probabilities of frame {frame} {what}; the model's weights or the audio are damaged",
     )
+
+
+def refuse_unusable(log_probs: NDArray[np.float32], index: int) -> None:
+    """Check the ``(frames, vocab)`` of utterance ``index`` of a batch.
+
+    Raises:
+        DecodeError: NaN, or a frame in which no token is possible.
+    """
+    best = log_probs.max(axis=1, initial=-np.inf)  # NaN where a frame holds any
+    for frame in np.flatnonzero(~np.isfinite(best)).tolist():
+        raise unusable_frame(index, frame, "hold NaN" if np.isnan(best[frame]) else "are all minus infinity")
 
 
 class Decoder(Protocol):

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from asr.decode.arpa import SPECIAL_WORDS, UNKNOWN_WORD, LanguageModelError
 from asr.decode.beam import Labelling, frames_of, only_these
-from asr.decode.decoder import unusable_frame
+from asr.decode.decoder import FORBIDDEN, refuse_unusable
 from asr.decode.lexicon import read_lexicon, spellable
 from asr.decode.ngram import NgramModel
 from asr.decode.scorer import token_names, warn_of_unknown_words, when_changed
@@ -31,9 +31,6 @@ from asr.decode.token_times import aligned
 from asr.errors import ConfigError
 from asr.records import Emissions, Hypothesis
 from asr.tokenizer import Tokenizer
-
-_FORBIDDEN = -1e7
-"""A log-probability that nothing survives, but finite: sums of infinities would be no numbers."""
 
 
 class Search(NamedTuple):
@@ -95,25 +92,22 @@ class FlashlightDecoder:
 
         ``log_probs`` hold no NaN, and something is possible in each frame.
         """
-        closing = np.full((1, log_probs.shape[1]), 2 * _FORBIDDEN, np.float32)
-        closing[0, self.tokenizer.blank_id] = _FORBIDDEN  # the way out where no word can end
+        closing = np.full((1, log_probs.shape[1]), 2 * FORBIDDEN, np.float32)
+        closing[0, self.tokenizer.blank_id] = FORBIDDEN  # the way out where no word can end
         closing[0, self._search.closing_token] = 0.0
-        padded = np.concatenate([np.maximum(log_probs, np.float32(_FORBIDDEN)), closing])
+        padded = np.concatenate([np.maximum(log_probs, np.float32(FORBIDDEN)), closing])
         found: dict[tuple[int, ...], Labelling] = {}
         for result in self._search.decoder.decode(padded.ctypes.data, *padded.shape):
             token_ids = self._token_ids(result)
-            is_complete = result.score > _FORBIDDEN / 2  # else the added frame has cost that much
-            score = result.score if is_complete else result.score - _FORBIDDEN
+            is_complete = result.score > FORBIDDEN / 2  # else the added frame has cost that much
+            score = result.score if is_complete else result.score - FORBIDDEN
             found.setdefault(token_ids, Labelling(token_ids, score, is_complete))
             if len(found) == num_best:
                 break
         return list(found.values())
 
     def _hypotheses(self, log_probs: NDArray[np.float32], index: int, num_best: int) -> list[Hypothesis]:
-        best = log_probs.max(axis=1, initial=-np.inf)  # NaN where a frame holds any
-        for frame in np.flatnonzero(~np.isfinite(best)).tolist():
-            what = "hold NaN" if np.isnan(best[frame]) else "are all minus infinity"
-            raise unusable_frame(index, frame, what)
+        refuse_unusable(log_probs, index)
         return [
             aligned(self.tokenizer, log_probs, one.token_ids, one.score, self.seconds_per_frame)
             for one in self.search(log_probs, num_best)
