@@ -1,5 +1,8 @@
 """Where to compute."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -47,3 +50,32 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
+
+
+class SideStream:
+    """A stream of a GPU's work beside that of the model; on a CPU, which is done when it is asked, nothing.
+
+    A GPU works through each stream in order and knows of no order between two. So what is given to this
+    one waits for a mark in the other, and for nothing that the other is asked for later.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def mark(self) -> torch.cuda.Event | None:
+        """What has been reached when the device has done all that the calling thread has asked of it so far."""
+        return None if self._stream is None else torch.cuda.current_stream(self._stream.device).record_event()
+
+    @contextmanager
+    def after(self, mark: torch.cuda.Event | None) -> Iterator[None]:
+        """The calling thread's work goes to this stream, and begins when ``mark`` is reached.
+
+        What it reads must be kept until its results have arrived in the CPU's memory: other streams do not
+        know that it is read, and would use its place again.
+        """
+        if self._stream is None or mark is None:
+            yield
+            return
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(mark)
+            yield

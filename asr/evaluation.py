@@ -2,22 +2,19 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from asr.calibration import Calibration
 from asr.dataset import Example, load_utterance, select_readable
 from asr.decode.greedy import GreedyDecoder
 from asr.errors import AudioError
 from asr.firewall import DataUse
-from asr.pipeline import Recognised, recognise_batches
+from asr.pipeline import recognise_batches
 from asr.recogniser import Recogniser
-from asr.records import Emissions, Hypothesis, Utterance
+from asr.records import Hypothesis, Utterance
 from asr.report.examination import Examination, examine
 from asr.report.json_report import EvaluationReport, Exclusion, build_report, write_report, write_text
 from asr.report.page import write_page
@@ -78,17 +75,17 @@ def evaluate_utterances(
         max_seconds=max_batch_seconds,
     )
     hypotheses: dict[int, Hypothesis] = {}
-    greedy = GreedyDecoder(recogniser.tokenizer, recogniser.acoustic_model.seconds_per_frame)
-    greedily = replace(recogniser, decoder=greedy)
-    compare_greedy = compare_greedy and not isinstance(recogniser.decoder, GreedyDecoder)
+    greedy: GreedyDecoder | None = None
+    if compare_greedy and not isinstance(recogniser.decoder, GreedyDecoder):
+        greedy = GreedyDecoder(recogniser.tokenizer, recogniser.acoustic_model.seconds_per_frame)
     greedy_texts: dict[int, str] = {}
-    greedy_seconds = 0.0
     num_done = len(excluded)
     for batch in recognise_batches(
         recogniser,
         batches,
         load=load,
         name=lambda index: readable.examples[index].utterance.id,
+        compare=greedy,
     ):
         for recognised in batch:
             index, result = recognised.item, recognised.result
@@ -96,18 +93,16 @@ def evaluate_utterances(
                 excluded.append(Exclusion(readable.examples[index].utterance.id, str(result)))
             else:
                 hypotheses[index] = result
-        if compare_greedy:
-            greedy_started = time.perf_counter()
-            greedy_texts |= _decode_again(greedily, batch)
-            greedy_seconds += time.perf_counter() - greedy_started
+                if recognised.compared is not None:
+                    greedy_texts[index] = recognised.compared.text
         num_done += len(batch)
         on_progress(num_done)
     order = sorted(hypotheses)
     return build_report(
         [_with_text(readable.examples[index]) for index in order],
         [hypotheses[index] for index in order],
-        greedy_texts=[greedy_texts[index] for index in order] if compare_greedy else None,
-        decode_seconds=time.perf_counter() - started - greedy_seconds,
+        greedy_texts=None if greedy is None else [greedy_texts[index] for index in order],
+        decode_seconds=time.perf_counter() - started,
         excluded=excluded,
         normaliser=normaliser,
         provenance=provenance,
@@ -164,17 +159,6 @@ def write_views(
         written.append(folder / "report.html")
         write_page(report, written[-1], examination)
     return report, written
-
-
-def _decode_again(recogniser: Recogniser, batch: Sequence[Recognised[int]]) -> dict[int, str]:
-    """The text that another decoder finds in the emissions of a batch, by item."""
-    found = {one.item: one.log_probs for one in batch if one.log_probs is not None}
-    if not found:
-        return {}
-    lengths = torch.tensor([len(log_probs) for log_probs in found.values()])
-    emissions = Emissions(pad_sequence(list(found.values()), batch_first=True), lengths)
-    hypotheses = recogniser.hypotheses(emissions)
-    return {item: hypothesis.text for item, hypothesis in zip(found, hypotheses, strict=True)}
 
 
 def _with_text(example: Example) -> Utterance:

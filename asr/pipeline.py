@@ -12,14 +12,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from asr.decode.decoder import DecodeError
+from asr.decode.decoder import DecodeError, Decoder
+from asr.device import SideStream
 from asr.errors import AudioError
 from asr.recogniser import Recogniser
 from asr.records import Emissions, Hypothesis
@@ -35,50 +36,39 @@ ResultT = TypeVar("ResultT")
 class Recognised(NamedTuple, Generic[ItemT]):
     """A recording and what was heard in its ``waveform`` ``(samples,)``, or why it has none.
 
-    ``log_probs``: ``(frames, vocab)``, what the hypothesis was decoded from, on the model's device.
+    ``log_probs``: ``(frames, vocab)``, what the hypothesis was decoded from, on the model's device;
+    ``compared``: what a second decoder makes of them.
     """
 
     item: ItemT
     result: Hypothesis | AudioError
     waveform: Tensor | None = None
     log_probs: Tensor | None = None
+    compared: Hypothesis | None = None
 
 
 class _Pending(NamedTuple):
-    """Emissions that the device may still be computing, and what tells when it is done."""
+    """Emissions that the device may still be computing, and the mark that it reaches when they are there."""
 
     emissions: Emissions
     ready: torch.cuda.Event | None
 
 
-class _DecodingThread:
-    """Decodes in a thread, on a stream of its own where the model is on a GPU."""
+class _Decoded(NamedTuple):
+    """What is found in one utterance's emissions; see :class:`Recognised`."""
 
-    def __init__(self, recogniser: Recogniser) -> None:
-        self._recogniser = recogniser
-        self._stream = torch.cuda.Stream(recogniser.device) if recogniser.device.type == "cuda" else None
-
-    def pending(self, emissions: Emissions) -> _Pending:
-        """Emissions just asked of the model, to be handed to :meth:`decode`."""
-        is_on_gpu = emissions.log_probs.is_cuda
-        return _Pending(emissions, torch.cuda.current_stream().record_event() if is_on_gpu else None)
-
-    def decode(self, pending: _Pending) -> list[Hypothesis]:
-        """Their hypotheses, as soon as they are there; whatever the device does next is not waited for."""
-        if self._stream is None or pending.ready is None:
-            return self._recogniser.hypotheses(pending.emissions)
-        with torch.cuda.stream(self._stream):
-            self._stream.wait_event(pending.ready)
-            return self._recogniser.hypotheses(pending.emissions)
+    hypothesis: Hypothesis
+    log_probs: Tensor
+    compared: Hypothesis | None
 
 
 @dataclass(frozen=True)
 class _Batch(Generic[ItemT]):
-    """A batch that the model has seen; ``emissions`` are those of the recordings that could be read."""
+    """A batch that the model has seen; ``pending`` are the emissions of the recordings that could be read."""
 
     items: list[ItemT]
     audio: list[Tensor | AudioError]
-    emissions: _Pending | None
+    pending: _Pending | None
 
 
 def recognise_batches(
@@ -86,12 +76,14 @@ def recognise_batches(
     batches: Sequence[Sequence[ItemT]],
     load: Callable[[ItemT], Tensor],
     name: Callable[[ItemT], str],
+    compare: Decoder | None = None,
 ) -> Iterator[list[Recognised[ItemT]]]:
     """Recognise batches of recordings; yields the results of each batch, in order.
 
     Args:
         load: one recording, ``(samples,)``; called in threads. An ``AudioError`` is that recording's result.
         name: what a recording is called in messages.
+        compare: another decoder for the same emissions.
 
     Raises:
         DecodeError: the log-probabilities of a recording cannot be decoded; names it.
@@ -107,37 +99,46 @@ def recognise_batches(
         for batch in batches:
             loaded = list(islice(audio, len(batch)))
             waveforms = [one for one in loaded if not isinstance(one, AudioError)]
-            emissions = decoding.pending(recogniser.emissions(waveforms)) if waveforms else None
-            yield _Batch(list(batch), loaded, emissions)
+            pending = None
+            if waveforms:
+                emissions = recogniser.emissions(waveforms)
+                pending = _Pending(emissions, side.mark())
+            yield _Batch(list(batch), loaded, pending)
 
     def decode(batch: _Batch[ItemT]) -> list[Recognised[ItemT]]:
-        hypotheses: Iterator[Hypothesis] = iter(())
-        log_probs: Iterator[Tensor] = iter(())
-        if batch.emissions is not None:
+        decoded: Iterator[_Decoded] = iter(())
+        if batch.pending is not None:
             try:
-                hypotheses = iter(decoding.decode(batch.emissions))
-                log_probs = iter(_unpadded(batch.emissions.emissions))
+                with side.after(batch.pending.ready):
+                    decoded = iter(_decoded(recogniser, compare, batch.pending.emissions))
             except DecodeError as error:
                 read = zip(batch.items, batch.audio, strict=True)
                 items = [item for item, one in read if not isinstance(one, AudioError)]
                 raise error.named(name(items[error.index])) from error
         return [
-            Recognised(item, one)
-            if isinstance(one, AudioError)
-            else Recognised(item, next(hypotheses), one, next(log_probs))
+            Recognised(item, one) if isinstance(one, AudioError) else _recognised(item, one, next(decoded))
             for item, one in zip(batch.items, batch.audio, strict=True)
         ]
 
-    decoding = _DecodingThread(recogniser)
+    side = SideStream(recogniser.device)
     largest = max(map(len, batches), default=0)
     with _threads(LOADER_THREADS) as loaders, _threads(1) as decoders:
         audio = in_threads(loaders, load_or_fail, chain.from_iterable(batches), ahead=largest)
         yield from in_threads(decoders, decode, forward(audio), ahead=DECODE_AHEAD)
 
 
-def _unpadded(emissions: Emissions) -> list[Tensor]:
+def _decoded(recogniser: Recogniser, compare: Decoder | None, emissions: Emissions) -> list[_Decoded]:
+    hypotheses = recogniser.hypotheses(emissions)
+    compared: Sequence[Hypothesis | None] = [None] * len(hypotheses)
+    if compare is not None:
+        compared = replace(recogniser, decoder=compare).hypotheses(emissions)
     lengths = emissions.log_prob_lengths.tolist()
-    return [frames[:length] for frames, length in zip(emissions.log_probs, lengths, strict=True)]
+    log_probs = [frames[:length] for frames, length in zip(emissions.log_probs, lengths, strict=True)]
+    return [_Decoded(*found) for found in zip(hypotheses, log_probs, compared, strict=True)]
+
+
+def _recognised(item: ItemT, waveform: Tensor, decoded: _Decoded) -> Recognised[ItemT]:
+    return Recognised(item, decoded.hypothesis, waveform, decoded.log_probs, decoded.compared)
 
 
 def decode_ahead(recogniser: Recogniser, emissions: Iterable[Emissions]) -> Iterator[list[Hypothesis]]:
@@ -146,10 +147,15 @@ def decode_ahead(recogniser: Recogniser, emissions: Iterable[Emissions]) -> Iter
     Raises:
         DecodeError: see :meth:`asr.decode.decoder.Decoder.decode`.
     """
-    decoding = _DecodingThread(recogniser)
+
+    def decode(pending: _Pending) -> list[Hypothesis]:
+        with side.after(pending.ready):
+            return recogniser.hypotheses(pending.emissions)
+
+    side = SideStream(recogniser.device)
     with _threads(1) as decoders:
-        pending = map(decoding.pending, emissions)
-        yield from in_threads(decoders, decoding.decode, pending, ahead=DECODE_AHEAD)
+        pending = (_Pending(one, side.mark()) for one in emissions)
+        yield from in_threads(decoders, decode, pending, ahead=DECODE_AHEAD)
 
 
 def in_threads(

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torchaudio.models import Conformer
 
 from asr.features import length_mask
@@ -64,6 +65,15 @@ def test_output_is_normalised_and_as_long_as_announced(kind: str) -> None:
     assert emissions.log_prob_lengths.tolist() == [12, 20, 1]
     assert emissions.log_probs.shape == (3, 20, VOCAB_SIZE)
     torch.testing.assert_close(emissions.log_probs.exp().sum(-1), torch.ones(3, 20))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_recognition_never_waits_for_the_device(kind: str) -> None:
+    """Shapes without values are enough: nothing looks at what a GPU has computed before it is asked for more."""
+    batch = features([9, 30, 14])
+    with torch.inference_mode(), FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        on_device = Features(fake.from_tensor(batch.features), fake.from_tensor(batch.feature_lengths))
+        assert make(kind).eval()(on_device).log_probs.shape == (3, 15, VOCAB_SIZE)
 
 
 @pytest.mark.parametrize("kind", KINDS)

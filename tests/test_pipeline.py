@@ -1,7 +1,8 @@
 """Batches under way at the same time give what the same batches give one after another."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from tiny_model import babble, write_checkpoint
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from asr.checkpoint import load_recogniser
 from asr.config import BeamConfig, DecoderConfig, GreedyConfig
@@ -78,11 +80,100 @@ def test_results_are_those_of_one_batch_after_another(checkpoint: Path, decoder:
     assert len(set(texts)) == len(AUDIO)  # so that a wrong order would show
 
 
+class LateDevice:
+    """A device that computes nothing before it is waited for, as a stand-in for :class:`SideStream`."""
+
+    def __init__(self) -> None:
+        self.asked: list[Callable[[], None]] = []
+        self.done = 0
+        self.thread_beside: int | None = None  # the thread whose work goes to the stream beside the model's
+
+    def __call__(self, device: torch.device) -> "LateDevice":
+        return self
+
+    def mark(self) -> int:
+        return len(self.asked)
+
+    @contextmanager
+    def after(self, mark: int) -> Iterator[None]:
+        for compute in self.asked[self.done : mark]:
+            compute()
+        self.done = max(self.done, mark)
+        self.thread_beside = threading.get_ident()
+        try:
+            yield
+        finally:
+            self.thread_beside = None
+
+
+class LateModel:
+    """Leaves NaN where its results will be, once ``device`` is waited for."""
+
+    def __init__(self, inner: torch.nn.Module, device: LateDevice) -> None:
+        self.inner, self.device = inner, device
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def __call__(self, waveforms: Tensor, lengths: Tensor) -> Emissions:
+        emissions = self.inner(waveforms, lengths)
+        late = emissions.log_probs.clone()
+        emissions.log_probs.fill_(torch.nan)
+        self.device.asked.append(torch.inference_mode()(lambda: emissions.log_probs.copy_(late)))
+        read_beside = emissions.log_prob_lengths.as_subclass(ReadBeside)
+        read_beside.of_device = self.device
+        return emissions._replace(log_prob_lengths=read_beside)
+
+
+class ReadBeside(Tensor):
+    """Whoever reads it on the model's stream waits for all that the model has been asked for meanwhile."""
+
+    of_device: LateDevice
+
+    def tolist(self) -> list[int]:
+        assert self.of_device.thread_beside == threading.get_ident(), "waits for the next batches"
+        return self.as_subclass(Tensor).tolist()
+
+
+@pytest.mark.parametrize("decoder", [GreedyConfig(), BeamConfig(beam_width=8)])
+def test_what_arrives_late_is_waited_for_and_nothing_else(
+    checkpoint: Path, decoder: DecoderConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recogniser = load_recogniser(checkpoint, decoder, CPU)
+    expected = run(recogniser)
+    device = LateDevice()
+    monkeypatch.setattr("asr.pipeline.SideStream", device)
+    late = replace(recogniser, acoustic_model=LateModel(recogniser.acoustic_model, device))
+    for batch, same in zip(run(late), expected, strict=True):
+        assert [one.result for one in batch] == [one.result for one in same]
+        for one, other in zip(batch, same, strict=True):
+            assert torch.equal(one.log_probs, other.log_probs)
+    emissions = (late.emissions([waveform]) for waveform in AUDIO)
+    assert list(decode_ahead(late, emissions)) == [recogniser.recognise([waveform]) for waveform in AUDIO]
+
+
+def test_a_second_decoder_reads_the_same(checkpoint: Path, recogniser: Recogniser) -> None:
+    beam = load_recogniser(checkpoint, BeamConfig(beam_width=8), CPU)
+    results = recognise_batches(beam, BATCHES, AUDIO.__getitem__, str, compare=recogniser.decoder)
+    for batch, alone, greedy in zip(results, run(beam), run(recogniser), strict=True):
+        assert [one.result for one in batch] == [one.result for one in alone]
+        assert [one.compared for one in batch] == [one.result for one in greedy]
+
+
+def test_nothing_of_a_model_is_waited_for_before_its_results(recogniser: Recogniser) -> None:
+    """It runs with shapes alone: no value is looked at, which on a GPU would stop the next batch."""
+    with torch.inference_mode(), FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        waveforms, lengths = torch.zeros(2, 6400), torch.tensor([6400, 3000])
+        emissions = recogniser.acoustic_model(fake.from_tensor(waveforms), fake.from_tensor(lengths))
+    assert emissions.log_probs.shape[0] == 2
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("decoder", [GreedyConfig(), BeamConfig(beam_width=8)])
 def test_results_on_a_gpu(checkpoint: Path, decoder: DecoderConfig) -> None:
     recogniser = load_recogniser(checkpoint, decoder, torch.device("cuda"))
-    results = run(recogniser, BATCHES * 20)
+    slow = Hooked(recogniser.acoustic_model, lambda *_: torch.cuda._sleep(10**7))
+    results = run(replace(recogniser, acoustic_model=slow), BATCHES * 20)
     for batch, indices in zip(results, BATCHES * 20, strict=True):
         alone = recogniser.recognise([AUDIO[index] for index in indices])
         assert [one.result.text for one in batch] == [one.text for one in alone]

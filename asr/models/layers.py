@@ -50,11 +50,15 @@ class MaskedBatchNorm(nn.BatchNorm1d):
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
         """``(batch, frames, …, channels)`` with ``mask`` ``(batch, frames)``; zero where masked."""
+        if not self.training:  # known statistics need no picking, for which a GPU would be waited for
+            normalised = self._by_running_statistics(states.reshape(-1, self.num_features))
+            is_padding = ~mask.view(*mask.shape, *[1] * (states.dim() - mask.dim()))
+            return normalised.view(states.shape).masked_fill(is_padding, 0.0)
         frames = states.flatten(0, 1)
         real = mask.flatten().nonzero().squeeze(1)
         picked = frames.index_select(0, real)
         rows = picked.reshape(-1, self.num_features)
-        if self.training and distributed.is_initialized():
+        if distributed.is_initialized():
             normalised = self._by_statistics_of_all(rows)
         else:  # one frame alone has no variance: it is normalised as in eval mode
             normalised = super().forward(rows) if len(rows) > 1 else self._by_running_statistics(rows)
