@@ -33,6 +33,7 @@ from asr.decode.search_kernels import (
     new_beam,
     new_candidates,
     new_tree,
+    pause,
     renew,
     shortlist,
     smallest_of,
@@ -60,7 +61,7 @@ class Scoring(NamedTuple):
     - ``leave_factors``: ``(states,)``, anticipated factor of leaving the lexicon from each state
     - ``outside``: the state of words that are not in the lexicon; ``NONE`` where there are none
     - ``finish_words``: ``(states,)``, word of the language model finished in each state; ``NONE``: no word
-    - ``finish_gains``: ``(states,)``, nats for finishing it, the language model not counted
+    - ``finish_factors``: ``(states,)``, factor of finishing it, the language model not counted
     - ``starts_word``, ``has_body``: ``(vocab,)``, see :class:`asr.decode.lexicon.TokenSpellings`
     - ``first_letter``, ``letters``: token ``t`` spells ``letters[first_letter[t] : first_letter[t + 1]]``
     - ``next_hotword_state``, ``hotword_bonus``, ``hotword_credit``, ``hotword_end``: see
@@ -77,7 +78,7 @@ class Scoring(NamedTuple):
     leave_factors: Any
     outside: int
     finish_words: Any
-    finish_gains: Any
+    finish_factors: Any
     starts_word: Any
     has_body: Any
     first_letter: Any
@@ -98,11 +99,12 @@ class Scoring(NamedTuple):
 @compiled
 def _new_notes(num_nodes: int, lm_start: int) -> Any:
     """What is noted of every node, each ``(nodes, 2)``: states, states of the model, and factors."""
-    states = np.zeros((num_nodes, 2), np.int32)
-    lm_states = np.zeros((num_nodes, 2), np.int64)
-    factors = np.full((num_nodes, 2), np.nan)
+    states = np.empty((num_nodes, 2), np.int32)
+    lm_states = np.empty((num_nodes, 2), np.int64)
+    factors = np.empty((num_nodes, 2))
     states[ROOT, _WORD_STATE], states[ROOT, _HOTWORD_STATE] = BETWEEN_WORDS, WORD_START
-    lm_states[ROOT, _HERE] = lm_start
+    lm_states[ROOT] = lm_start
+    factors[ROOT] = np.nan
     return states, lm_states, factors
 
 
@@ -132,11 +134,10 @@ def _finish_word(node: int, scoring: Any, lm: Any, notes: Any) -> float:
     lm_states[node, _AFTER] = lm_states[node, _HERE]
     factor = 0.0
     if word != NONE:
-        gain = scoring.finish_gains[state]
+        factor = scoring.finish_factors[state]
         if scoring.lm_unit == WORD_LM:
             log10_prob, lm_states[node, _AFTER] = score(lm, lm_states[node, _HERE], word)
-            gain += scoring.lm_weight * log10_prob
-        factor = math.exp(gain)
+            factor *= math.exp(scoring.lm_weight * log10_prob)
     factors[node, _FINISH_FACTOR] = factor
     return factor
 
@@ -151,7 +152,7 @@ def _finish_limit(node: int, scoring: Any, notes: Any) -> float:
     if scoring.finish_words[state] == NONE:
         return 0.0
     factor = factors[node, _FINISH_FACTOR]
-    return math.exp(scoring.finish_gains[state]) if math.isnan(factor) else factor
+    return scoring.finish_factors[state] if math.isnan(factor) else factor
 
 
 @compiled_inner
@@ -361,6 +362,10 @@ def scored_search(
         num_tokens = shortlist(log_probs[frame], blank, max_tokens, token_gap, tokens, probs, logs)
         if num_tokens == NONE:
             return -1 - frame, False
+        if num_tokens == 0:
+            pause(beam, size)
+            log_scale += log_probs[frame, blank]
+            continue
         num_inner = _split_shortlist(tokens, num_tokens, scoring, starting)
         best, smallest = stay(tree, nodes, size, beam, after, probs, blank, pulled, frame, links, masses)
         floor = max(best * keep, SMALLEST)

@@ -115,7 +115,7 @@ class Scorer:
             leave_factors=word_tables.leave_factors,
             outside=lexicon.num_states if vocabulary == "open" else NONE,
             finish_words=word_tables.finish_words,
-            finish_gains=word_tables.finish_gains,
+            finish_factors=word_tables.finish_factors,
             starts_word=spellings.starts_word,
             has_body=np.array([body != "" for body in spellings.bodies]),
             **_hotword_tables(hotwords, spellings),
@@ -223,7 +223,7 @@ class _WordTables:
     edge_factors: NDArray[np.float64]
     leave_factors: NDArray[np.float64]
     finish_words: NDArray[np.int32]
-    finish_gains: NDArray[np.float64]
+    finish_factors: NDArray[np.float64]
 
 
 def _word_tables(lexicon: Lexicon, is_open: bool, lm: NgramModel | None, weights: Weights) -> _WordTables:
@@ -255,7 +255,7 @@ def _word_tables(lexicon: Lexicon, is_open: bool, lm: NgramModel | None, weights
         edge_factors=_factors(ahead[lexicon.edge_targets] - ahead[sources]),
         leave_factors=_factors(ahead[-1] - ahead),
         finish_words=finish_words,
-        finish_gains=finish_gains - ahead,
+        finish_factors=_factors(finish_gains - ahead),
     )
 
 

@@ -51,6 +51,9 @@ ORIGIN, ADDED = range(2)
 SMALLEST = 5e-324
 """The least positive float64: what has no mass at all is never kept."""
 
+LEAST_LOG = float(np.finfo(np.float32).min)
+"""The least log-probability that is not that of something impossible."""
+
 _INITIAL_NODES = 1024
 _ROOM = 256
 
@@ -58,7 +61,9 @@ _ROOM = 256
 @compiled
 def new_tree() -> Any:
     """``(nodes, columns)`` int32 with the empty prefix in place."""
-    return np.full((_INITIAL_NODES, NUM_COLUMNS), NONE, np.int32)
+    tree = np.empty((_INITIAL_NODES, NUM_COLUMNS), np.int32)
+    tree[ROOT] = NONE
+    return tree
 
 
 @compiled
@@ -176,22 +181,21 @@ def shortlist(
     """
     best = -np.inf
     for token in range(row.shape[0]):
-        if math.isnan(row[token]):
-            return NONE
-        best = max(best, row[token])
+        if not row[token] <= best:
+            if math.isnan(row[token]):
+                return NONE
+            best = row[token]
     if best == -np.inf:
         return NONE
-    floor = best - token_gap
+    floor = max(best - token_gap, LEAST_LOG)
     count = 0
     for token in range(row.shape[0]):
-        if token == blank:
-            probs[token] = math.exp(np.float64(row[token]))
-        elif row[token] >= floor and row[token] > -np.inf:
+        probs[token] = 0.0
+        if row[token] >= floor and token != blank:
             tokens[count] = token
             scratch[count] = row[token]
             count += 1
-        else:
-            probs[token] = 0.0
+    probs[blank] = math.exp(np.float64(row[blank]))
     if count > max_tokens:
         kth = kth_largest(scratch, count, max_tokens)
         num_ties = max_tokens
@@ -220,6 +224,13 @@ def new_beam(beam_width: int) -> Any:
     beam[BLANKED, 0] = beam[TOTAL, 0] = 1.0
     beam[FACTOR] = 1.0
     return beam
+
+
+@compiled_inner
+def pause(beam: Any, size: int) -> None:
+    """A frame that can only be blank: all prefixes end in it, and their masses stay as they are to each other."""
+    for slot in range(size):
+        beam[BLANKED, slot], beam[SPOKEN, slot] = beam[TOTAL, slot], 0.0
 
 
 @compiled
@@ -435,6 +446,10 @@ def prefix_search(
         num_tokens = shortlist(log_probs[frame], blank, max_tokens, token_gap, tokens, probs, logs)
         if num_tokens == NONE:
             return -1 - frame
+        if num_tokens == 0:
+            pause(beam, size)
+            log_scale += log_probs[frame, blank]
+            continue
         best, smallest = stay(tree, nodes, size, beam, after, probs, blank, pulled, frame, links, masses)
         floor = max(best * keep, SMALLEST)
         if size == beam_width:  # a newcomer must at least beat one of the prefixes that stay
