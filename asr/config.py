@@ -1092,6 +1092,7 @@ class PrepareConfig:
     speaker_folders: bool | None = None
     num_utterances: int | None = None
     num_speakers: int | None = None
+    grammar: str | None = None
 
     def __post_init__(self) -> None:
         check_choice(

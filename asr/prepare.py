@@ -39,7 +39,7 @@ _READERS: Mapping[str, Callable[..., PreparedCorpus]] = {
 }
 # Options of this command itself; all others belong to a corpus.
 _COMMON_OPTIONS = frozenset({"corpus", "source", "output", "download_dir", "mirror", "shards"})
-_DEMO_OPTIONS = frozenset({"seed", "num_utterances", "num_speakers"})
+_DEMO_OPTIONS = frozenset({"seed", "num_utterances", "num_speakers", "grammar"})
 
 
 def main() -> int:

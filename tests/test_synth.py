@@ -16,7 +16,7 @@ import soundfile
 
 from asr.corpora import espeak
 from asr.corpora.espeak import Voice, speak
-from asr.corpora.grammar import split_sentences, vocabulary
+from asr.corpora.grammar import GRAMMARS, Grammar, split_sentences, vocabulary
 from asr.corpora.synth import SAMPLE_RATE, SPLITS, find_defect, is_complete, synthesise_corpus
 from asr.errors import ConfigError, ManifestError, TextError
 from asr.manifest import read_manifest
@@ -196,8 +196,35 @@ def test_unseen_sentences_of_well_seen_words(seed):
     assert split_sentences(1700, 150, 150, random.Random(seed)) == splits
 
 
+def test_the_spelling_grammar_says_letters_numbers_dates_and_commands():
+    words = vocabulary("spelling")
+    assert len(words) <= 110
+    assert set("abcdefghijklmnopqrstuvwxyz") | {"oh", "rubout", "thousand", "nineteen", "july"} <= words
+    grammar = Grammar(random.Random(0), "spelling")
+    said = [grammar.sentence() for _ in range(400)]
+    assert {word for sentence in said for word in sentence.lower().split()} == words
+    single = [all(len(word) == 1 and word.isupper() for word in sentence.split()) for sentence in said]
+    assert 0.2 < sum(single) / len(single) < 0.4
+
+
+def test_a_corpus_of_another_grammar_is_another_corpus(tmp_path):
+    tiny = {"num_utterances": 6, "num_speakers": 3}
+    synthesise_corpus(tmp_path / "demo", **tiny)
+    assert "grammar=assistant, wanted is spelling" in find_defect(
+        tmp_path / "demo", **tiny, grammar="spelling"
+    )
+    marker = json.loads((tmp_path / "demo" / "corpus.json").read_text())
+    del marker["parameters"]["grammar"]  # as older versions wrote it
+    (tmp_path / "demo" / "corpus.json").write_text(json.dumps(marker))
+    assert is_complete(tmp_path / "demo", **tiny)
+    spelled = synthesise_corpus(tmp_path / "demo", **tiny, grammar="spelling")
+    assert spelled.was_built
+    with pytest.raises(ConfigError, match="grammar=poetry is none of assistant, spelling"):
+        synthesise_corpus(tmp_path / "demo", **tiny, grammar="poetry")
+
+
 def test_more_sentences_than_the_grammar_holds(monkeypatch):
-    monkeypatch.setattr("asr.corpora.grammar._RULES", {"sentence": ("yes", "no")})
+    monkeypatch.setitem(GRAMMARS, "assistant", {"sentence": ("yes", "no")})
     with pytest.raises(ConfigError, match="num_utterances=3"):
         split_sentences(1, 1, 1, random.Random(0))
 
@@ -360,7 +387,7 @@ def test_unwritable_output_is_one_clear_error(tmp_path):
 
 def test_marker_is_plain_json(built):
     marker = json.loads((built[0] / "corpus.json").read_text())
-    assert marker["parameters"] == SMALL
+    assert marker["parameters"] == {**SMALL, "grammar": "assistant"}
     assert set(marker["sha256"]) | {"corpus.json"} == {
         path.replace(os.sep, "/") for path in contents(built[0])
     }

@@ -1,14 +1,19 @@
-"""Sentences for the demo corpus: digits, numbers, spelled words, names, dates, times and commands.
+"""Sentences for the demo corpus, from one of two grammars.
+
+``assistant``: digits, numbers, spelled words, names, dates, times and commands. ``spelling``: random
+letters and numbers, dates and a dozen commands, what people say in AN4; the sentences are not AN4's.
 
 Every sentence is in spoken form ("nineteen ninety four"). Spelled letters are single capitals, the
 form in which :func:`asr.corpora.espeak.speak` reads letter names; the transcript is the lower-case
 sentence. The article "a" and words that sound like a letter, a digit or each other ("see", "for",
-"oh", "weak") are left out, so that every sentence has exactly one right transcript.
+"oh", "weak") are left out of ``assistant``, so that every sentence has exactly one right transcript;
+``spelling`` has "oh", which only its neighbours tell from the letter.
 """
 
 import random
 import re
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from asr.errors import ConfigError
@@ -123,10 +128,39 @@ _PHRASES = {
         "stop {place} please",
     ),
 }
-_RULES: dict[str, tuple[str, ...]] = {
-    **{name: tuple(words.split()) for name, words in _WORDS.items()},
-    **_PHRASES,
+_SPELLING_PHRASES = {
+    "command": ("yes", "no", "go", "help", "stop", "start", "erase", "rubout", "repeat", "enter"),
+    "spoken_digit": ("zero", "oh", *_WORDS["unit"].split()),
+    "small": ("{teen}", "{tens}", "{tens} {unit}", "{tens} {unit}"),
+    "number": (
+        *("{unit}", "{small}", "{small}", "{small}"),
+        *("{unit} hundred {small}", "{unit} hundred and {small}", "{unit} hundred and {unit}"),
+        *("{unit} thousand {small}", "{unit} thousand {unit} hundred and {small}"),
+    ),
+    "ordinal": _PHRASES["ordinal"],
+    "letters": tuple(" ".join(["{letter}"] * count) for count in range(3, 11)),
+    "code": tuple(" ".join(["{letter}"] * count) for count in range(2, 7)),
+    "digits": tuple(" ".join(["{spoken_digit}"] * count) for count in range(3, 9)),
+    "sentence": (
+        *("{letters}", "{letters}", "{letters}", "{letters}"),
+        *("{command} {code} {number}", "{command} {code} {number}", "{command} {number}", "{code} {number}"),
+        *("{digits}", "{number}", "{number} {small}"),
+        *("{month} {ordinal} nineteen {small}", "{month} {ordinal}", "{command}"),
+    ),
 }
+
+
+def _rules(words: Iterable[str], phrases: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    return {**{name: tuple(_WORDS[name].split()) for name in words}, **phrases}
+
+
+GRAMMARS = {
+    "assistant": _rules(_WORDS, _PHRASES),
+    "spelling": _rules(
+        ("letter", "unit", "teen", "tens", "month", "unit_ordinal", "teen_ordinal"), _SPELLING_PHRASES
+    ),
+}
+DEFAULT_GRAMMAR = "assistant"
 _SLOT = re.compile(r"{(\w+)}")
 _MAX_SPELLED_LETTERS = 6
 # A word of a dev or test sentence should have been heard in at least this many training sentences.
@@ -146,10 +180,12 @@ class Grammar:
 
     Args:
         rng: source of all choices; the same state gives the same sentences.
+        name: of the grammar.
     """
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, name: str = DEFAULT_GRAMMAR) -> None:
         self._rng = rng
+        self._rules = GRAMMARS[name]
         self._decks: dict[str, list[str]] = {}
 
     def sentence(self) -> str:
@@ -166,18 +202,21 @@ class Grammar:
         """Deal from the rule's shuffled alternatives, which are shuffled anew when they run out."""
         deck = self._decks.setdefault(rule, [])
         if not deck:
-            alternatives = _RULES[rule]
+            alternatives = self._rules[rule]
             deck.extend(self._rng.sample(alternatives, len(alternatives)))
         return deck.pop()
 
 
-def vocabulary() -> frozenset[str]:
+def vocabulary(grammar: str = DEFAULT_GRAMMAR) -> frozenset[str]:
     """All words that sentences are made of, in lower case."""
-    text = " ".join(_SLOT.sub(" ", alternative) for rule in _RULES.values() for alternative in rule)
+    rules = GRAMMARS[grammar].values()
+    text = " ".join(_SLOT.sub(" ", alternative) for rule in rules for alternative in rule)
     return frozenset(text.lower().split())
 
 
-def split_sentences(num_train: int, num_dev: int, num_test: int, rng: random.Random) -> SplitSentences:
+def split_sentences(
+    num_train: int, num_dev: int, num_test: int, rng: random.Random, grammar: str = DEFAULT_GRAMMAR
+) -> SplitSentences:
     """Draw distinct sentences and split them.
 
     Words of dev and test occur in training too: in five sentences or more where the corpus is large
@@ -187,21 +226,20 @@ def split_sentences(num_train: int, num_dev: int, num_test: int, rng: random.Ran
         ConfigError: the grammar does not hold that many different sentences.
     """
     num_held_out = num_dev + num_test
-    sentences = _distinct_sentences(num_train + num_held_out, rng)
+    sentences = _distinct_sentences(num_train + num_held_out, Grammar(rng, grammar))
     held_out = _choose_held_out(sentences, num_held_out)
     train = tuple(sentence for sentence in sentences if sentence not in held_out)
     return SplitSentences(train, tuple(held_out[:num_dev]), tuple(held_out[num_dev:]))
 
 
-def _distinct_sentences(count: int, rng: random.Random) -> tuple[str, ...]:
-    grammar = Grammar(rng)
+def _distinct_sentences(count: int, grammar: Grammar) -> tuple[str, ...]:
     sentences: dict[str, None] = {}
     # Repeats are rare at sensible sizes; the bound only ends the search at absurd ones.
     for _ in range(20 * count + 1000):
         if len(sentences) == count:
             return tuple(sentences)
         sentences[grammar.sentence()] = None
-    raise ConfigError(f"the demo grammar has too few sentences for num_utterances={count}: ask for fewer")
+    raise ConfigError(f"the grammar has too few sentences for num_utterances={count}: ask for fewer")
 
 
 def _choose_held_out(sentences: tuple[str, ...], count: int) -> list[str]:

@@ -25,7 +25,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from asr.corpora.espeak import Speech, Voice, accents, speak
-from asr.corpora.grammar import split_sentences
+from asr.corpora.grammar import DEFAULT_GRAMMAR, GRAMMARS, split_sentences
 from asr.errors import ConfigError, ManifestError
 from asr.manifest import write_manifest
 from asr.records import Utterance
@@ -86,6 +86,7 @@ class _Parameters(NamedTuple):
     num_utterances: int
     num_speakers: int
     seed: int
+    grammar: str
 
 
 class _Speaker(NamedTuple):
@@ -115,6 +116,7 @@ def synthesise_corpus(
     num_utterances: int = DEFAULT_NUM_UTTERANCES,
     num_speakers: int = DEFAULT_NUM_SPEAKERS,
     seed: int = 0,
+    grammar: str = DEFAULT_GRAMMAR,
     progress: Callable[[int, int], None] | None = None,
 ) -> CorpusSummary:
     """Make the demo corpus in ``output``, unless the same corpus is already there and intact.
@@ -124,14 +126,15 @@ def synthesise_corpus(
         num_utterances: of all splits together; dev and test get 7.5 % each.
         num_speakers: of all splits together; dev and test get 10 % each.
         seed: the same seed gives the same files, bit by bit.
+        grammar: of the sentences, one of ``GRAMMARS``.
         progress: called with the number of utterances made and the total.
 
     Raises:
-        ConfigError: too few or too many utterances or speakers, or a negative seed.
+        ConfigError: too few or too many utterances or speakers, a negative seed, or an unknown grammar.
         ManifestError: the folder cannot be written to.
     """
     output = Path(output)
-    parameters = _Parameters(num_utterances, num_speakers, seed)
+    parameters = _Parameters(num_utterances, num_speakers, seed, grammar)
     defect = _find_defect(output, parameters)
     if defect is None:
         return _summary_from_marker(output)
@@ -153,9 +156,10 @@ def is_complete(
     num_utterances: int = DEFAULT_NUM_UTTERANCES,
     num_speakers: int = DEFAULT_NUM_SPEAKERS,
     seed: int = 0,
+    grammar: str = DEFAULT_GRAMMAR,
 ) -> bool:
     """Whether ``output`` holds exactly this corpus, every file of it unaltered."""
-    parameters = _Parameters(num_utterances, num_speakers, seed)
+    parameters = _Parameters(num_utterances, num_speakers, seed, grammar)
     return find_defect(output, **parameters._asdict()) is None
 
 
@@ -165,16 +169,17 @@ def find_defect(
     num_utterances: int = DEFAULT_NUM_UTTERANCES,
     num_speakers: int = DEFAULT_NUM_SPEAKERS,
     seed: int = 0,
+    grammar: str = DEFAULT_GRAMMAR,
 ) -> str | None:
     """Why :func:`is_complete` is false, in one line that names the file; ``None`` where it is true."""
-    return _find_defect(Path(output), _Parameters(num_utterances, num_speakers, seed))
+    return _find_defect(Path(output), _Parameters(num_utterances, num_speakers, seed, grammar))
 
 
 # --- who says what -----------------------------------------------------------------------------------
 
 
 def _make_plans(parameters: _Parameters) -> list[_Plan]:
-    num_utterances, num_speakers, seed = parameters
+    num_utterances, num_speakers, seed, grammar = parameters
     if num_speakers < len(SPLITS):
         raise ConfigError(f"num_speakers={num_speakers}: every split needs one, so ask for 3 or more")
     if num_utterances < num_speakers:
@@ -184,6 +189,8 @@ def _make_plans(parameters: _Parameters) -> list[_Plan]:
         )
     if seed < 0:
         raise ConfigError(f"seed={seed}: choose 0 or above")
+    if grammar not in GRAMMARS:
+        raise ConfigError(f"grammar={grammar} is none of {', '.join(GRAMMARS)}")
     rng = random.Random(seed)
     speakers = _make_speakers(num_speakers, rng)
     num_held_out = {
@@ -191,7 +198,7 @@ def _make_plans(parameters: _Parameters) -> list[_Plan]:
         for split in ("dev", "test")
     }
     num_train = num_utterances - sum(num_held_out.values())
-    sentences = split_sentences(num_train, num_held_out["dev"], num_held_out["test"], rng)
+    sentences = split_sentences(num_train, num_held_out["dev"], num_held_out["test"], rng, grammar)
     plans: list[_Plan] = []
     for split in SPLITS:
         for index, sentence in enumerate(getattr(sentences, split)):
@@ -388,7 +395,8 @@ def _find_defect(output: Path, parameters: _Parameters) -> str | None:
     path = output / MARKER_NAME
     try:
         marker: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        found = {"version": marker["version"], **marker["parameters"]}
+        # Older markers do not name the grammar, of which there was one.
+        found = {"version": marker["version"], "grammar": DEFAULT_GRAMMAR, **marker["parameters"]}
         checksums = dict(marker["sha256"])
     except FileNotFoundError:
         return f"{path} is missing: the corpus was never finished"
