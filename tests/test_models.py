@@ -1,5 +1,7 @@
 """Encoder and acoustic model: packed LSTMs as reference, padding invariance, norms, precision, lengths."""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
 from asr.features import LogMel, length_mask
+from asr.models import bf16_lstm, bilstm
 from asr.models.acoustic import AcousticModel
 from asr.models.bilstm import BiLstm, BiLstmEncoder, reversed_order
 from asr.models.encoder import Encoder
-from asr.models.layers import MaskedBatchNorm, strided_lengths
+from asr.models.layers import ChannelsLastConv2d, Dropout, MaskedBatchNorm, pick_frames, strided_lengths
 from asr.records import Features
 
 VOCAB_SIZE = 11
@@ -116,10 +119,103 @@ def test_bilstm_equals_packed_sequences(lengths: list[int], extra: int) -> None:
             )
 
 
+def gradients(layer: BiLstm, states: Tensor, lengths: Tensor) -> list[Tensor]:
+    """Output, and gradients of the input and of all weights for fixed weights of the outputs."""
+    own = states.clone().requires_grad_()
+    output = layer(own, lengths)
+    towards = torch.randn(output.shape, generator=torch.Generator().manual_seed(5)).to(output.dtype)
+    return [output, *torch.autograd.grad(output, [own, *layer.parameters()], towards)]
+
+
+def test_bilstm_learns_in_bf16_on_a_cpu_as_well_as_torch_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(6)
+    layer, lengths = BiLstm(24, bf16_lstm.MIN_SIZE), torch.tensor([9, 14, 3, 1])
+    states = torch.randn(4, 16, 24)
+    exact = gradients(layer, states, lengths)
+    with torch.autocast("cpu", torch.bfloat16):
+        calls = []
+        monkeypatch.setattr(bf16_lstm, "_gates_and_cells", spied(bf16_lstm._gates_and_cells, calls))
+        ours = gradients(layer, states, lengths)
+        assert len(calls) == 1
+        monkeypatch.setattr(bilstm, "MIN_SIZE", math.inf)
+        theirs = gradients(layer, states, lengths)
+        assert len(calls) == 1
+    padding = ~length_mask(lengths, 16)
+    assert (ours[0][padding] == 0).all()
+    assert (ours[1][padding] == 0).all()
+    for true, found, by_torch in zip(exact, ours, theirs, strict=True):
+        assert found.dtype == by_torch.dtype
+        error, usual = ((one.float() - true).norm() / true.norm() for one in (found, by_torch))
+        assert 0 < error < min(0.01, 1.3 * usual)
+
+
+def spied(function: Callable[..., Any], calls: list[Any]) -> Callable[..., Any]:
+    def spy(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return function(*arguments)
+
+    return spy
+
+
 def test_reversed_order_by_hand() -> None:
     order = reversed_order(torch.tensor([4, 1, 3]), 4)
     assert order.tolist() == [[3, 2, 1, 0], [0, 1, 2, 3], [2, 1, 0, 3]]
     assert torch.equal(order.gather(1, order), torch.arange(4).expand(3, 4))
+
+
+# ------------------------------------------------------------------ convolution, picked frames, dropout
+
+
+def test_channels_last_convolution_is_torchs() -> None:
+    torch.manual_seed(7)
+    ours, reference = ChannelsLastConv2d(3, 4, (3, 5), (2, 1), padding=1), nn.Conv2d(3, 4, (3, 5), (2, 1), 1)
+    reference.load_state_dict(ours.state_dict())
+    states = torch.randn(2, 3, 9, 8)
+    output, expected = ours(states), reference(states)
+    torch.testing.assert_close(output, expected)
+    assert output.is_contiguous(memory_format=torch.channels_last)
+    for found, true in zip(
+        torch.autograd.grad(output.square().sum(), list(ours.parameters())),
+        torch.autograd.grad(expected.square().sum(), list(reference.parameters())),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, true)
+
+
+def test_picked_frames_have_the_gradient_of_index_select() -> None:
+    frames = torch.randn(6, 3, requires_grad=True)
+    positions, weights = torch.tensor([4, 0, 5]), torch.randn(3, 3)
+    picked, expected = pick_frames(frames, positions), frames.index_select(0, positions)
+    assert torch.equal(picked, expected)
+    found = torch.autograd.grad((picked * weights).sum(), frames)[0]
+    assert torch.equal(found, torch.autograd.grad((expected * weights).sum(), frames)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_drops_its_share_and_scales_the_rest(dtype: torch.dtype) -> None:
+    dropout = Dropout(0.2)
+    states = torch.ones(101, 997, dtype=dtype, requires_grad=True)
+    torch.manual_seed(8)
+    output = dropout(states)
+    assert output.dtype == dtype
+    kept = output != 0
+    # Binomial: five standard deviations.
+    assert kept.float().mean().item() == pytest.approx(0.8, abs=5 * (0.16 / states.numel()) ** 0.5)
+    for axis in (0, 1):
+        share = kept.float().mean(dim=axis)
+        assert (share - 0.8).abs().max() < 6 * (0.16 / kept.shape[axis]) ** 0.5
+    torch.testing.assert_close(output[kept], torch.full_like(output[kept], 1.25), rtol=0.01, atol=0)
+    (gradient,) = torch.autograd.grad(output.sum(), states)
+    assert torch.equal(gradient, output)
+    torch.manual_seed(8)
+    assert torch.equal(dropout(states), output)
+    assert not torch.equal(dropout(states), output)
+    assert torch.equal(dropout.eval()(states), states)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 1.0), (1.0, 0.0)])
+def test_dropout_of_nothing_and_of_everything(share: float, expected: float) -> None:
+    assert (Dropout(share)(torch.ones(3, 5)) == expected).all()
 
 
 # ------------------------------------------------------------------ masked batch norm

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from asr.features import length_mask
+from asr.models.bf16_lstm import MIN_SIZE, Bf16Lstms
 from asr.models.conv_encoder import ConvEncoder
-from asr.models.layers import make_norm
+from asr.models.layers import make_norm, pick_frames
 
 
 class BiLstmEncoder(ConvEncoder):
@@ -63,11 +64,42 @@ class BiLstm(nn.Module):
     def forward(self, states: Tensor, lengths: Tensor) -> Tensor:
         """``(batch, frames, input_size)`` → ``(batch, frames, 2 * size)``, zero beyond the lengths."""
         mask = length_mask(lengths, states.shape[1])
-        order = reversed_order(lengths, states.shape[1]).unsqueeze(2)
-        ahead, _ = self.forward_lstm(states)
-        behind, _ = self.backward_lstm(states.gather(1, order.expand_as(states)))
-        behind = behind.gather(1, order.expand_as(behind))
-        return torch.cat([ahead, behind], dim=2) * mask.unsqueeze(2)
+        order = reversed_order(lengths, states.shape[1])
+        if self._learns_in_bf16_on_cpu(states):
+            ahead, behind = self._both_in_bf16(states, reordered(states, order))
+        else:
+            ahead, _ = self.forward_lstm(states)
+            behind, _ = self.backward_lstm(reordered(states, order))
+        return torch.cat([ahead, reordered(behind, order)], dim=2) * mask.unsqueeze(2)
+
+    def _learns_in_bf16_on_cpu(self, states: Tensor) -> bool:
+        return (
+            states.device.type == "cpu"
+            and self.forward_lstm.hidden_size >= MIN_SIZE
+            and torch.is_grad_enabled()
+            and torch.is_autocast_enabled("cpu")
+            and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        )
+
+    def _both_in_bf16(self, *states: Tensor) -> tuple[Tensor, Tensor]:
+        layers = [dict(layer.named_parameters()) for layer in (self.forward_lstm, self.backward_lstm)]
+        weights = (
+            torch.stack([layer["weight_ih_l0"] for layer in layers]),
+            torch.stack([layer["weight_hh_l0"] for layer in layers]),
+            torch.stack([layer["bias_ih_l0"] + layer["bias_hh_l0"] for layer in layers]),
+        )
+        inputs = torch.stack([one.bfloat16().transpose(0, 1) for one in states])
+        with torch.autocast("cpu", enabled=False):
+            ahead, behind = Bf16Lstms.apply(inputs, *(weight.bfloat16() for weight in weights)).transpose(
+                1, 2
+            )
+        return ahead, behind
+
+
+def reordered(states: Tensor, order: Tensor) -> Tensor:
+    """``(batch, frames, …)`` with the frames of each utterance in the ``order``, ``(batch, frames)``."""
+    starts = order.shape[1] * torch.arange(len(order), device=order.device)
+    return pick_frames(states.flatten(0, 1), (order + starts.unsqueeze(1)).flatten()).view_as(states)
 
 
 def reversed_order(lengths: Tensor, max_length: int) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from asr.features import length_mask
 from asr.models.encoder import Encoder
-from asr.models.layers import MaskedConv2d, strided_lengths
+from asr.models.layers import Dropout, MaskedConv2d, strided_lengths
 from asr.records import Emissions, Features
 
 
@@ -48,7 +48,7 @@ class ConvEncoder(Encoder):
         for stride in conv_strides:
             bins = strided_lengths(bins, stride[1])
         self.frame_size = conv_channels[-1] * int(bins)  # of what the first layer gets
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def make_outputs(
         self, size: int, vocab_size: int, intermediate_layers: Sequence[int], self_conditioning: bool

@@ -1,6 +1,7 @@
 """Layers whose output does not depend on the padding: convolution, normalisation."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -22,7 +23,7 @@ class MaskedConv2d(nn.Module):
     ) -> None:
         super().__init__()
         padding = (kernel[0] // 2, kernel[1] // 2)
-        self.conv = nn.Conv2d(
+        self.conv = ChannelsLastConv2d(
             in_channels,
             out_channels,
             (kernel[0], kernel[1]),
@@ -41,6 +42,18 @@ class MaskedConv2d(nn.Module):
         return F.hardtanh(states, 0.0, 20.0), lengths
 
 
+class ChannelsLastConv2d(nn.Conv2d):
+    """Convolution that keeps the channels of a position together in memory, as the norm after it wants them.
+
+    It is also faster itself, 1.2 to 1.8 times on a CPU. The weights' layout asks for it, since that of an
+    input with one channel says nothing.
+    """
+
+    def forward(self, states: Tensor) -> Tensor:
+        weight = self.weight.contiguous(memory_format=torch.channels_last)
+        return self._conv_forward(states, weight, self.bias)
+
+
 class MaskedBatchNorm(nn.BatchNorm1d):
     """Batch normalisation of the real frames only: padding neither enters the statistics nor the output.
 
@@ -56,13 +69,13 @@ class MaskedBatchNorm(nn.BatchNorm1d):
             return normalised.view(states.shape).masked_fill(is_padding, 0.0)
         frames = states.flatten(0, 1)
         real = mask.flatten().nonzero().squeeze(1)
-        picked = frames.index_select(0, real)
+        picked = pick_frames(frames, real)
         rows = picked.reshape(-1, self.num_features)
         if distributed.is_initialized():
             normalised = self._by_statistics_of_all(rows)
         else:  # one frame alone has no variance: it is normalised as in eval mode
             normalised = super().forward(rows) if len(rows) > 1 else self._by_running_statistics(rows)
-        return torch.zeros_like(frames).index_copy(0, real, normalised.view_as(picked)).view_as(states)
+        return torch.zeros_like(frames).index_copy_(0, real, normalised.view_as(picked)).view_as(states)
 
     def _by_statistics_of_all(self, rows: Tensor) -> Tensor:
         """(``nn.SyncBatchNorm`` does the same, on GPUs only.)"""
@@ -85,6 +98,41 @@ class MaskedBatchNorm(nn.BatchNorm1d):
         return F.batch_norm(
             rows, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
         )
+
+
+class PickFrames(torch.autograd.Function):
+    """See :func:`pick_frames`."""
+
+    @staticmethod
+    def forward(ctx: Any, frames: Tensor, positions: Tensor) -> Tensor:
+        ctx.save_for_backward(positions)
+        ctx.num_frames = len(frames)
+        return frames.index_select(0, positions)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (positions,) = ctx.saved_tensors
+        zeros = gradient.new_zeros(ctx.num_frames, *gradient.shape[1:])
+        return zeros.index_copy_(0, positions, gradient), None
+
+
+def pick_frames(frames: Tensor, positions: Tensor) -> Tensor:
+    """``(frames, …)`` at distinct ``positions``: no two gradients meet, so copying replaces adding, which is slow."""
+    picked: Tensor = PickFrames.apply(frames, positions)
+    return picked
+
+
+class Dropout(nn.Dropout):
+    """Dropout; on a CPU its random numbers have 16 bits, and cost a quarter of torch's."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        threshold = round(self.p * 2**16)
+        if not self.training or threshold in (0, 2**16) or states.device.type != "cpu":
+            return super().forward(states)
+        words = torch.empty(-(-states.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        numbers = words.view(torch.int16)[: states.numel()].view(states.shape)
+        kept = torch.ge(numbers, threshold - 2**15, out=torch.empty_like(states, requires_grad=False))
+        return states * kept.mul_(2**16 / (2**16 - threshold))
 
 
 class FrameNorm(nn.Module):
