@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from asr.decode.confidence import MAX_SECONDS, NUM_RIVALS, Rival, blend, word_shares
 from asr.decode.decoder import DecodeError, unusable_frame
-from asr.decode.scored_kernels import scored_search
+from asr.decode.scored_kernels import prefix_search
 from asr.decode.scorer import Scorer
-from asr.decode.search_kernels import prefix_search
 from asr.decode.token_times import aligned
 from asr.device import to_host
 from asr.errors import ConfigError
@@ -167,14 +166,10 @@ class BeamDecoder:
             float(pruning.token_gap),
             float(pruning.score_gap),
         )
-        blank, is_complete = self.tokenizer.blank_id, True
-        if self.scorer is None:
-            found = prefix_search(log_probs, blank, *limits, tokens, lengths, scores)
-        else:
-            scoring, lm = self.scorer.scoring, self.scorer.lm_tables
-            found, is_complete = scored_search(
-                log_probs, blank, *limits, scoring, lm, tokens, lengths, scores
-            )
+        scoring, lm = (None, None) if self.scorer is None else (self.scorer.scoring, self.scorer.lm_tables)
+        found, is_complete = prefix_search(
+            log_probs, self.tokenizer.blank_id, *limits, scoring, lm, tokens, lengths, scores
+        )
         if found < 0:
             raise _unusable(log_probs[-1 - found], -1 - found, index)
         return [

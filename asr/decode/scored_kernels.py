@@ -1,4 +1,4 @@
-"""Compiled prefix search with scores from beyond the model: words, a language model, hotwords.
+"""Compiled prefix search, with scores from beyond the model where there are any: words, a language model, hotwords.
 
 What such a source adds to a prefix depends on the prefix alone, so it is a factor of the mass that a
 prefix sends to its child, the same for all its alignments. The factors of a finished text multiply to
@@ -29,6 +29,7 @@ from asr.decode.search_kernels import (
     compact,
     compiled,
     compiled_inner,
+    extend,
     grown,
     new_beam,
     new_candidates,
@@ -322,7 +323,7 @@ def _describe(
 
 
 @compiled
-def scored_search(
+def prefix_search(
     log_probs: Any,
     blank: int,
     beam_width: int,
@@ -335,28 +336,35 @@ def scored_search(
     lengths_out: Any,
     scores_out: Any,
 ) -> Any:
-    """Like :func:`asr.decode.search_kernels.prefix_search`, with scores.
+    """Prefix beam search; compiled once with scores and once without.
 
     Args:
-        scoring: a :class:`Scoring`.
-        lm: the tables that :func:`asr.decode.ngram.score` reads.
+        log_probs: ``(frames, vocab)`` natural logs.
+        beam_width: at most so many prefixes survive a frame.
+        max_tokens, token_gap: see :func:`asr.decode.search_kernels.shortlist`.
+        score_gap: a prefix more than so many nats behind the best does not survive.
+        scoring: a :class:`Scoring`, or None.
+        lm: the tables that :func:`asr.decode.ngram.score` reads, or None.
+        tokens_out: ``(hypotheses, frames)`` int32, receives the labellings, best first.
+        lengths_out: ``(hypotheses,)``, receives their lengths.
+        scores_out: ``(hypotheses,)``, receives the natural logs of their probabilities.
 
     Returns:
-        the number of hypotheses (or ``-1 - frame``), and whether they end with a whole word; where no
-        surviving prefix does, they are the best ones there are.
+        the number of hypotheses, or ``-1 - frame`` for the first frame that no prefix survives, and whether
+        they end with a whole word; where no surviving prefix does, they are the best ones there are.
     """
     num_frames, vocab_size = log_probs.shape
     keep = math.exp(-score_gap)
     tree, num_nodes, size = new_tree(), 1, 1
     tree[ROOT, SLOT] = 0
-    notes = _new_notes(len(tree), scoring.lm_start)
     nodes, next_nodes = np.zeros(beam_width, np.int32), np.zeros(beam_width, np.int32)
     beam, after = new_beam(beam_width), np.zeros((2, beam_width))
     candidates = new_candidates(beam_width)
     links, masses, scratch, kept = candidates
     pulled = np.full((beam_width, vocab_size), NONE, np.int32)
-    tokens, starting = np.empty(vocab_size, np.int32), np.empty(vocab_size, np.int32)
-    probs, logs = np.zeros(vocab_size), np.empty(vocab_size)
+    tokens, probs, logs = np.empty(vocab_size, np.int32), np.zeros(vocab_size), np.empty(vocab_size)
+    if scoring is not None:
+        notes, starting = _new_notes(len(tree), scoring.lm_start), np.empty(vocab_size, np.int32)
     log_scale = 0.0
     for frame in range(num_frames):
         num_tokens = shortlist(log_probs[frame], blank, max_tokens, token_gap, tokens, probs, logs)
@@ -366,33 +374,40 @@ def scored_search(
             pause(beam, size)
             log_scale += log_probs[frame, blank]
             continue
-        num_inner = _split_shortlist(tokens, num_tokens, scoring, starting)
         best, smallest = stay(tree, nodes, size, beam, after, probs, blank, pulled, frame, links, masses)
         floor = max(best * keep, SMALLEST)
-        if size == beam_width:
+        if size == beam_width:  # a newcomer must at least beat one of the prefixes that stay
             floor = max(floor, smallest)
-        count, best = _extend(
-            tree, nodes, size, beam, tokens, num_inner, num_tokens, probs, pulled, frame, best, keep, floor,
-            candidates, scoring, lm, notes,
-        )  # fmt: skip
+        if scoring is None:
+            count, best = extend(
+                tree, nodes, size, beam, tokens, num_tokens, probs, pulled, frame, best, keep, floor, candidates
+            )  # fmt: skip
+        else:
+            num_inner = _split_shortlist(tokens, num_tokens, scoring, starting)
+            count, best = _extend(
+                tree, nodes, size, beam, tokens, num_inner, num_tokens, probs, pulled, frame, best, keep, floor,
+                candidates, scoring, lm, notes,
+            )  # fmt: skip
         if best == 0.0:
             return -1 - frame, False
         count = compact(links, masses, count, beam_width, max(best * keep, SMALLEST), scratch, kept)
         if num_nodes + count > len(tree):
             tree = grown(tree, num_nodes + count)
-            states, lm_states, factors = notes
-            notes = (
-                grown(states, len(tree)),
-                grown(lm_states, len(tree)),
-                grown(factors, len(tree)),
-            )
+            if scoring is not None:
+                states, lm_states, factors = notes
+                notes = (
+                    grown(states, len(tree)),
+                    grown(lm_states, len(tree)),
+                    grown(factors, len(tree)),
+                )
         first_new = num_nodes
         num_nodes = renew(tree, num_nodes, nodes, size, beam, after, links, masses, count, best, next_nodes)
-        _describe(nodes, next_nodes, count, first_new, beam, links, scoring, lm, notes)
+        if scoring is not None:
+            _describe(nodes, next_nodes, count, first_new, beam, links, scoring, lm, notes)
         nodes, next_nodes = next_nodes, nodes
         size = count
         log_scale += math.log(best)
-    totals = beam[TOTAL, :size]
-    is_complete = _finish_sentence(nodes, totals, scoring, lm, notes)
-    found = write_best(tree, nodes, totals, log_scale, tokens_out, lengths_out, scores_out)
-    return found, is_complete
+    totals, is_complete = beam[TOTAL, :size], True
+    if scoring is not None:
+        is_complete = _finish_sentence(nodes, totals, scoring, lm, notes)
+    return write_best(tree, nodes, totals, log_scale, tokens_out, lengths_out, scores_out), is_complete

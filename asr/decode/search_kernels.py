@@ -1,4 +1,4 @@
-"""Compiled inner loops of the search: prefixes as a tree, selection, prefix search, best alignment.
+"""Compiled inner loops of the prefix search: prefixes as a tree, their extension, selection.
 
 A prefix is a node of a tree; a frame turns a beam of prefixes into the next one. Each prefix carries
 two masses, the probability of all its alignments that end in a blank and of those that end in its last
@@ -365,7 +365,7 @@ def write_best(
 
 
 @compiled_inner
-def _extend(
+def extend(
     tree: Any,
     nodes: Any,
     size: int,
@@ -403,67 +403,3 @@ def _extend(
                 best = mass
                 floor = max(floor, best * keep)
     return count, best
-
-
-@compiled
-def prefix_search(
-    log_probs: Any,
-    blank: int,
-    beam_width: int,
-    max_tokens: int,
-    token_gap: float,
-    score_gap: float,
-    tokens_out: Any,
-    lengths_out: Any,
-    scores_out: Any,
-) -> int:
-    """Prefix beam search without a language model; returns the number of hypotheses.
-
-    Args:
-        log_probs: ``(frames, vocab)`` natural logs.
-        beam_width: at most so many prefixes survive a frame.
-        max_tokens, token_gap: see :func:`shortlist`.
-        score_gap: a prefix more than so many nats behind the best does not survive.
-        tokens_out: ``(hypotheses, frames)`` int32, receives the labellings, best first.
-        lengths_out: ``(hypotheses,)``, receives their lengths.
-        scores_out: ``(hypotheses,)``, receives the natural logs of their probabilities.
-
-    Returns:
-        the number of hypotheses, or ``-1 - frame`` for the first frame that no prefix survives.
-    """
-    num_frames, vocab_size = log_probs.shape
-    keep = math.exp(-score_gap)
-    tree, num_nodes, size = new_tree(), 1, 1
-    tree[ROOT, SLOT] = 0
-    nodes, next_nodes = np.zeros(beam_width, np.int32), np.zeros(beam_width, np.int32)
-    beam, after = new_beam(beam_width), np.zeros((2, beam_width))
-    candidates = new_candidates(beam_width)
-    links, masses, scratch, kept = candidates
-    pulled = np.full((beam_width, vocab_size), NONE, np.int32)
-    tokens, probs, logs = np.empty(vocab_size, np.int32), np.zeros(vocab_size), np.empty(vocab_size)
-    log_scale = 0.0
-    for frame in range(num_frames):
-        num_tokens = shortlist(log_probs[frame], blank, max_tokens, token_gap, tokens, probs, logs)
-        if num_tokens == NONE:
-            return -1 - frame
-        if num_tokens == 0:
-            pause(beam, size)
-            log_scale += log_probs[frame, blank]
-            continue
-        best, smallest = stay(tree, nodes, size, beam, after, probs, blank, pulled, frame, links, masses)
-        floor = max(best * keep, SMALLEST)
-        if size == beam_width:  # a newcomer must at least beat one of the prefixes that stay
-            floor = max(floor, smallest)
-        count, best = _extend(
-            tree, nodes, size, beam, tokens, num_tokens, probs, pulled, frame, best, keep, floor, candidates
-        )
-        if best == 0.0:
-            return -1 - frame
-        count = compact(links, masses, count, beam_width, max(best * keep, SMALLEST), scratch, kept)
-        if num_nodes + count > len(tree):
-            tree = grown(tree, num_nodes + count)
-        num_nodes = renew(tree, num_nodes, nodes, size, beam, after, links, masses, count, best, next_nodes)
-        nodes, next_nodes = next_nodes, nodes
-        size = count
-        log_scale += math.log(best)
-    return write_best(tree, nodes, beam[TOTAL, :size], log_scale, tokens_out, lengths_out, scores_out)
