@@ -288,11 +288,12 @@ def compare_lm(speech: Speech, arpa: Path, repeats: int) -> dict[str, Any]:
     """Each side over its grid: the weights first, then width and cuts at its best weights."""
     words = sorted(set(NgramModel.load(arpa).vocabulary) - {"<unk>", "<s>", "</s>"})
     sides: dict[str, tuple[MakeDecoder, str, tuple[float, ...]]] = {
-        "ours": (ours_with_lm(speech, arpa, words), "token gap", (4.0, 6.0, 8.0))
+        "ours": (ours_with_lm(speech, arpa, words), "token gap", (4.0, 6.0, 8.0, 10.0, 12.0))
     }
     if find_spec("flashlight"):
         most = float(speech.tokenizer.vocab_size)
-        sides["flashlight"] = (flashlight_with_kenlm(speech, arpa), "tokens", (most / 4, most / 2, most))
+        tokens = tuple(share * most for share in (0.15, 0.25, 0.5, 0.75, 1.0))
+        sides["flashlight"] = (flashlight_with_kenlm(speech, arpa), "tokens", tokens)
     points: dict[str, Callable[[], Texts]] = {}
     for side, (make, cut_name, cuts) in sides.items():
         alpha, beta = min(

@@ -31,6 +31,7 @@ from asr.decode.search_kernels import (
     compiled_inner,
     extend,
     grown,
+    highest_of,
     new_beam,
     new_candidates,
     new_tree,
@@ -261,14 +262,16 @@ def _extend(
     """
     links, masses, scratch, kept = candidates
     states = notes[0]
-    count = size
+    count, highest = size, scoring.hotword_limit * highest_of(probs, tokens, num_tokens)
     for slot in range(size):
         node = nodes[slot]
+        limit = _finish_limit(node, scoring, notes)
+        if beam[TOTAL, slot] * highest * max(1.0, limit) < floor:
+            continue
         last, state = tree[node, TOKEN], states[node, _WORD_STATE]
         first_edge = scoring.first_edge[state]
         num_edges = scoring.first_edge[state + 1] - first_edge
         by_edges = scoring.outside == NONE and num_edges < num_inner
-        limit = _finish_limit(node, scoring, notes)
         num_options = num_tokens if limit > 0.0 else num_inner
         skipped = num_inner - num_edges if by_edges else 0
         for index in range(num_options - skipped):

@@ -365,6 +365,15 @@ def write_best(
 
 
 @compiled_inner
+def highest_of(probs: Any, tokens: Any, num_tokens: int) -> float:
+    """The highest probability of the first tokens."""
+    highest = 0.0
+    for index in range(num_tokens):
+        highest = max(highest, probs[tokens[index]])
+    return highest
+
+
+@compiled_inner
 def extend(
     tree: Any,
     nodes: Any,
@@ -386,8 +395,10 @@ def extend(
         the number of candidates and the largest mass among them.
     """
     links, masses, scratch, kept = candidates
-    count = size
+    count, highest = size, highest_of(probs, tokens, num_tokens)
     for slot in range(size):
+        if beam[TOTAL, slot] * highest < floor:
+            continue
         last = tree[nodes[slot], TOKEN]
         for index in range(num_tokens):
             token = tokens[index]
