@@ -60,6 +60,10 @@ class Fold:
     def last(self) -> Path:
         return self.run / "checkpoints" / checkpoint.LAST
 
+    @property
+    def lm(self) -> Path:
+        return self.folder / "lm.arpa"
+
 
 class Decoded(NamedTuple):
     """A fold's held-out utterances: ``grid`` holds the same settings in the same order in every fold."""
@@ -96,22 +100,20 @@ def make(fold: Fold, options: argparse.Namespace) -> None:
         run_command(
             [*module, "asr.train", *options.overrides, *manifests, *common], fold.folder / "train.log"
         )
-    lm = fold.folder / "lm.arpa"
-    if not lm.exists():
-        text = [f"text={fold.data / 'train.jsonl'}", f"order={options.lm_order}", f"output={lm}"]
+    if not fold.lm.exists():
+        text = [f"text={fold.data / 'train.jsonl'}", f"order={options.lm_order}", f"output={fold.lm}"]
         run_command([*module, "asr.lm", *text], fold.folder / "lm.log")
 
 
-def decode(fold: Fold, options: argparse.Namespace) -> Decoded:
+def decode(checkpoint_path: Path, manifest: Path, lm: Path, vocabulary: str, cache: Path) -> Decoded:
     """Greedy, and with every pair of language-model weights."""
-    recogniser = checkpoint.load_recogniser(fold.last, GreedyConfig(), torch.device("cpu"))
-    manifest = fold.data / "dev.jsonl"
+    recogniser = checkpoint.load_recogniser(checkpoint_path, GreedyConfig(), torch.device("cpu"))
     utterances = read_manifest(manifest)
-    identity = checkpoint.identify(fold.last)
+    identity = checkpoint.identify(checkpoint_path)
     dev = cached_emissions(
         recogniser,
         utterances,
-        fold.folder / "emissions",
+        cache,
         {"checkpoint_sha256": identity.sha256, "manifest_sha256": manifest_sha256(manifest)},
         max_batch_utterances=16,
         max_batch_seconds=240.0,
@@ -126,9 +128,9 @@ def decode(fold: Fold, options: argparse.Namespace) -> Decoded:
         recogniser.normalise,
     )
     greedy = trials.run("greedy", GreedyConfig())
-    lm = BeamLmConfig(lm=str(fold.folder / "lm.arpa"), vocabulary=options.vocabulary)
     defaults = TuneConfig()
-    grid = trials.grid("grid", lm, {"alpha": defaults.alphas, "beta": defaults.betas})
+    with_lm = BeamLmConfig(lm=str(lm), vocabulary=vocabulary)
+    grid = trials.grid("grid", with_lm, {"alpha": defaults.alphas, "beta": defaults.betas})
     num_words = np.array([count.num_reference for count in greedy.counts], np.float64)
     return Decoded([example.utterance.speaker or "" for example in dev.examples], num_words, greedy, grid)
 
@@ -267,7 +269,11 @@ def main() -> None:
     plan = plan_of(options)
     with ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(lambda fold: make(fold, options), plan))
-    report(plan, [decode(fold, options) for fold in plan], options.output, options.overrides)
+    decoded = [
+        decode(fold.last, fold.data / "dev.jsonl", fold.lm, options.vocabulary, fold.folder / "emissions")
+        for fold in plan
+    ]
+    report(plan, decoded, options.output, options.overrides)
 
 
 if __name__ == "__main__":

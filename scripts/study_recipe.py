@@ -1,0 +1,241 @@
+"""What each part of a recipe does: trainings that differ in a few options, on the dev set of one corpus.
+
+A plan names the trials, options of ``asr.train`` for each, and what all have in common:
+
+    common: [experiment=an4-best]
+    trials:
+      recipe: []
+      without dither: [features.dither=0]
+
+Each trial is trained once per seed, in a process of its own, and judged by its *last* weights, so that
+nothing was chosen on the dev set but what the reader chooses from the table. Language-model weights are those
+that the other dev speakers choose. Every trial is compared with the first, paired by utterance, over the
+seeds that both have. The table is also written as JSON, and the learning curves as a picture. What is done is
+kept: several of these processes may work on the same plan and folder.
+
+    python scripts/study_recipe.py --plan scripts/an4_search.yaml --data data/an4 --output studies/an4
+    python scripts/study_recipe.py --plan scripts/an4_ablation.yaml --data data/an4 --output studies/an4 --seeds 0 1 2
+    python scripts/study_recipe.py --plan scripts/an4_search.yaml --data data/an4 --output studies/an4 --table-only
+"""
+
+import argparse
+import csv
+import fcntl
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
+
+import numpy as np
+import yaml
+from cross_validate import decode
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from asr import checkpoint
+from asr.config import TuneConfig
+from asr.stats import compare_paired, rate_interval
+from asr.tuning import cross_fitted
+
+DECODERS = ("greedy", "beam + LM")
+
+
+@dataclass(frozen=True)
+class Plan:
+    common: list[str]
+    trials: dict[str, list[str]]
+
+    @classmethod
+    def read(cls, path: Path) -> "Plan":
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        unknown = set(content) - {"common", "trials"}
+        if unknown or not content.get("trials"):
+            raise SystemExit(f"{path}: needs trials: and may have common:, not {sorted(unknown)}")
+        return cls(
+            content.get("common") or [], {name: options or [] for name, options in content["trials"].items()}
+        )
+
+
+class Judged(NamedTuple):
+    """One training: errors per dev utterance under each decoder, and its processor minutes."""
+
+    num_words: NDArray[np.float64]
+    errors: Mapping[str, NDArray[np.float64]]
+    minutes: float
+
+
+def run_folder(output: Path, trial: str, seed: int) -> Path:
+    return output / f"{re.sub(r'[^a-z0-9]+', '-', trial.lower()).strip('-')}-{seed}"
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[bool]:
+    """Whether this process may work on it; another one does otherwise."""
+    with open(folder.with_suffix(".lock"), "w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def train(folder: Path, options: list[str]) -> None:
+    """One training; its processor time is kept beside it."""
+    log = folder.with_suffix(".log")
+    fixed = [f"run_dir={folder}", "trainer.num_dev_samples=0", "logger.tensorboard=false"]
+    with open(log, "w", encoding="utf-8") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "asr.train", *options, *fixed], stdout=file, stderr=subprocess.STDOUT
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+    if os.waitstatus_to_exitcode(status) != 0:
+        raise SystemExit(f"{' '.join(options)}\n{log.read_text(encoding='utf-8')[-2000:]}")
+    cost = {"cpu_minutes": (usage.ru_utime + usage.ru_stime) / 60}
+    folder.with_suffix(".json").write_text(json.dumps(cost) + "\n", encoding="utf-8")
+
+
+def judge(folder: Path, manifest: Path, lm: Path, vocabulary: str) -> Judged:
+    decoded = decode(folder / "checkpoints" / checkpoint.LAST, manifest, lm, vocabulary, folder / "emissions")
+    defaults = TuneConfig()
+    num_folds = min(defaults.folds, len(set(decoded.speakers)))
+    with_lm = cross_fitted(decoded.grid, decoded.speakers, num_folds, defaults.seed)
+    cost = json.loads(folder.with_suffix(".json").read_text(encoding="utf-8"))
+    errors = dict(zip(DECODERS, (decoded.greedy.errors, with_lm), strict=True))
+    return Judged(decoded.num_words, errors, cost["cpu_minutes"])
+
+
+def make_all(plan: Plan, options: argparse.Namespace) -> None:
+    """Every training that nobody has done or is doing, all trials with one seed before the next seed."""
+    for seed in options.seeds:
+        for name, own in plan.trials.items():
+            folder = run_folder(options.output, name, seed)
+            with claimed(folder) as is_mine:
+                if is_mine and not folder.with_suffix(".json").exists():
+                    print(f"training {folder.name}", flush=True)
+                    train(folder, [*plan.common, *own, f"seed={seed}"])
+
+
+def rates(runs: Mapping[int, Judged], decoder: str) -> str:
+    """Mean over the seeds with its interval over utterances, and each seed's."""
+    by_seed = [100 * float(run.errors[decoder].sum() / run.num_words.sum()) for run in runs.values()]
+    mean_errors = np.mean([run.errors[decoder] for run in runs.values()], axis=0)
+    interval = rate_interval(mean_errors, next(iter(runs.values())).num_words)
+    spread = f" ({' '.join(f'{rate:.1f}' for rate in by_seed)})" if len(by_seed) > 1 else ""
+    return f"{fmean(by_seed):.2f}{spread} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+
+
+def difference(runs: Mapping[int, Judged], first: Mapping[int, Judged], decoder: str) -> str:
+    """Against the first trial, in points, over the seeds that both have."""
+    shared = sorted(set(runs) & set(first))
+    if runs is first or not shared:
+        return ""
+    own, other = (np.mean([one[seed].errors[decoder] for seed in shared], axis=0) for one in (runs, first))
+    paired = compare_paired(own, other, first[shared[0]].num_words)
+    return f"{100 * paired.difference:+.2f} (p={paired.p_value:.2f})"
+
+
+def report(plan: Plan, options: argparse.Namespace, lm: Path) -> None:
+    """What is done so far, as a table and ``study.json``."""
+    done: dict[str, dict[int, Judged]] = {}
+    for name in plan.trials:
+        folders = {seed: run_folder(options.output, name, seed) for seed in options.seeds}
+        done[name] = {
+            seed: judge(folder, options.data / "dev.jsonl", lm, options.vocabulary)
+            for seed, folder in folders.items()
+            if folder.with_suffix(".json").exists()
+        }
+    table = Table(title="dev word error rate, %")
+    for column in ("trial", "seeds", *DECODERS, *(f"{name}, change" for name in DECODERS), "minutes"):
+        table.add_column(column, justify="left" if column == "trial" else "right")
+    first = next(iter(done.values()))
+    for name, runs in done.items():
+        if runs:
+            cells = [rates(runs, decoder) for decoder in DECODERS]
+            cells += [difference(runs, first, decoder) for decoder in DECODERS]
+            table.add_row(name, str(len(runs)), *cells, f"{fmean(run.minutes for run in runs.values()):.0f}")
+    Console(width=160).print(table)
+    content = {
+        name: {
+            "options": [*plan.common, *plan.trials[name]],
+            "seeds": {
+                seed: {
+                    "cpu_minutes": run.minutes,
+                    **{
+                        decoder: float(run.errors[decoder].sum() / run.num_words.sum())
+                        for decoder in DECODERS
+                    },
+                }
+                for seed, run in runs.items()
+            },
+        }
+        for name, runs in done.items()
+    }
+    path = options.output / f"{options.plan.stem}.json"
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def draw_curves(plan: Plan, options: argparse.Namespace) -> None:
+    """Dev WER and loss over the epochs, a line for each training."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for number, name in enumerate(plan.trials):
+        for seed in options.seeds:
+            path = run_folder(options.output, name, seed) / "metrics.csv"
+            if not path.exists():
+                continue
+            with open(path, encoding="utf-8", newline="") as file:
+                rows = [row for row in csv.DictReader(file) if row["dev/wer"]]
+            style = {
+                "color": f"C{number % 10}",
+                "linewidth": 1,
+                "label": name if seed == options.seeds[0] else None,
+            }
+            epochs = [int(row["epoch"]) + 1 for row in rows]
+            panels[0].plot(epochs, [100 * float(row["dev/wer"]) for row in rows], **style)
+            panels[1].plot(epochs, [float(row["dev/loss"]) for row in rows], **style)
+    for axes, what in zip(panels, ("dev WER, greedy, %", "dev loss per label"), strict=True):
+        axes.set(xlabel="epoch", yscale="log")
+        axes.set_title(what, loc="left", fontsize=10)
+        axes.grid(which="both", linewidth=0.3)
+    panels[0].legend(fontsize=8)
+    figure.savefig(options.output / f"{options.plan.stem}.png", dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--plan", type=Path, required=True, help="YAML: common: [options], trials: {name: [options]}"
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder with train.jsonl and dev.jsonl")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--lm-order", type=int, default=3)
+    parser.add_argument("--vocabulary", choices=["open", "closed"], default="closed")
+    parser.add_argument("--table-only", action="store_true", help="train nothing")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    plan = Plan.read(options.plan)
+    if not options.table_only:
+        make_all(plan, options)
+    lm = options.output / f"words-{options.lm_order}.arpa"
+    if not lm.exists():
+        text = [f"text={options.data / 'train.jsonl'}", f"order={options.lm_order}", f"output={lm}"]
+        subprocess.run([sys.executable, "-m", "asr.lm", *text], check=True, stdout=subprocess.DEVNULL)
+    report(plan, options, lm)
+    draw_curves(plan, options)
+
+
+if __name__ == "__main__":
+    main()
