@@ -1,10 +1,10 @@
 """Utterances → tensors; and which utterances can be learned from at all."""
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from operator import eq
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -226,8 +226,9 @@ class SpeechDataset(Dataset[Batch]):
         paths = [example.utterance.audio_path for example in self.examples[:1]]
         if not paths or file_of(paths[0]) == paths[0]:
             return None
-        numbers: dict[Path, int] = {}
-        folders = (example.utterance.audio_path.parent for example in self.examples)  # of members, their tar
+        numbers: dict[str, int] = {}
+        # The folder of a member is its tar.
+        folders = (os.path.dirname(example.utterance.audio_text) for example in self.examples)
         return np.fromiter(
             (numbers.setdefault(one, len(numbers)) for one in folders), np.int64, len(self.examples)
         )

@@ -9,7 +9,6 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -213,9 +212,9 @@ def _ends_before_file(splits: Sequence[ExaminedSplit]) -> Iterator[Finding]:
             suspects.append((split.name, split.utterances[position], seconds))
     if not suspects:
         return
-    uses = Counter(utterance.audio_path for split in splits for utterance in split.utterances)
+    uses = Counter(utterance.audio_text for split in splits for utterance in split.utterances)
     for name, utterance, seconds in suspects:
-        if uses[utterance.audio_path] == 1:
+        if uses[utterance.audio_text] == 1:
             detail = f"described as {utterance.duration_seconds:.2f} s, the file has {seconds:.2f} s"
             yield _finding("shorter_than_file", name, utterance, detail)
 
@@ -240,7 +239,7 @@ def _shared_audio(splits: Sequence[ExaminedSplit]) -> Iterator[Finding]:
     # Of millions of recordings few are alike: only those of equal numbers are compared by their keys.
     numbers = np.concatenate([_audio_numbers(split, is_decoded) for split in ordered])
     repeated = _repeated(numbers)
-    first: dict[bytes | tuple[Path, float, float], tuple[str, Example]] = {}
+    first: dict[bytes | tuple[str, float, float], tuple[str, Example]] = {}
     place = 0
     for split in ordered:
         for position, example in _used(split):
@@ -248,13 +247,13 @@ def _shared_audio(splits: Sequence[ExaminedSplit]) -> Iterator[Finding]:
             if not repeated[place - 1]:
                 continue
             utterance = example.utterance
-            key: bytes | tuple[Path, float, float]
+            key: bytes | tuple[str, float, float]
             if is_decoded and split.facts is not None:
                 if any(problem.name == "silent" for problem in split.facts.problems.get(position, ())):
                     continue  # all silence is alike
                 key = split.facts.digests[position].tobytes()
             else:
-                key = (utterance.audio_path, utterance.offset_seconds, utterance.duration_seconds)
+                key = (utterance.audio_text, utterance.offset_seconds, utterance.duration_seconds)
             other_split, other = first.setdefault(key, (split.name, example))
             if other is example:
                 continue
@@ -271,10 +270,8 @@ def _audio_numbers(split: ExaminedSplit, is_decoded: bool) -> NDArray[np.int64]:
     if is_decoded and split.facts is not None:
         positions = np.fromiter((position for position, _ in _used(split)), np.int64, len(examples))
         return split.facts.digests[positions].view(np.int64)[:, 0]
-    # The name alone: hashing a whole path takes longer, and leaves its text in memory.
     keys = (
-        (e.utterance.audio_path.name, e.utterance.offset_seconds, e.utterance.duration_seconds)
-        for e in examples
+        (e.utterance.audio_text, e.utterance.offset_seconds, e.utterance.duration_seconds) for e in examples
     )
     return np.fromiter(map(hash, keys), np.int64, len(examples))
 

@@ -86,7 +86,7 @@ def inspect_audio(
         digests=np.zeros((len(utterances), _DIGEST_BYTES), np.uint8),
         problems={},
     )
-    header = lru_cache(maxsize=1024)(audio_info)  # many segments may lie in one file
+    header = lru_cache(maxsize=1024)(lambda path: audio_info(Path(path)))  # many segments may lie in one file
     num_done = 0
 
     def inspect_chunk(start: int) -> list[_Inspected]:
@@ -131,9 +131,9 @@ def _in_parallel(
             pool.shutdown(cancel_futures=True)  # after Ctrl-C at once
 
 
-def _inspect(utterance: Utterance, header: Callable[[Path], AudioInfo], decode: bool) -> _Inspected:
+def _inspect(utterance: Utterance, header: Callable[[str], AudioInfo], decode: bool) -> _Inspected:
     try:
-        info = header(utterance.audio_path)
+        info = header(utterance.audio_text)
     except AudioError as error:
         return _Inspected(None, b"", [Problem("unreadable", str(error))])
     problem = segment_problem(utterance, info)
@@ -159,11 +159,11 @@ def audio_fingerprint(utterances: Sequence[Utterance], manifest_sha256: str) -> 
     digest = hashlib.sha256(f"{_CACHE_VERSION} {manifest_sha256}".encode())
     previous = None
     for utterance in utterances:
-        if utterance.audio_path is previous or utterance.audio_path == previous:
+        if utterance.audio_text == previous:
             continue
-        previous = utterance.audio_path
+        previous = utterance.audio_text
         try:
-            status = os.stat(file_of(previous))
+            status = os.stat(file_of(Path(previous)))
             digest.update(b"%d %d\n" % (status.st_size, status.st_mtime_ns))
         except (OSError, ValueError):  # missing, or no possible path
             digest.update(b"-\n")

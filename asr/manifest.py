@@ -11,8 +11,9 @@ import json
 import math
 import os
 import sys
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -44,9 +45,9 @@ def read_manifest(path: str | Path, *, allow_empty_text: bool = True) -> list[Ut
     """
     path = Path(path)
     utterances: list[Utterance] = []
-    line_numbers: list[int] = []
+    line_numbers = array("L")  # a list of a million numbers would take 36 MB
     problems: list[str] = []
-    resolve = _make_resolve(Path(os.path.abspath(path.parent)))
+    resolve = _make_resolve(os.path.abspath(path.parent))
     with _garbage_left_alone():
         for line_number, line in enumerate(_read_lines(path), start=1):
             if not line.strip():
@@ -154,20 +155,25 @@ def _garbage_left_alone() -> Iterator[None]:
             gc.enable()
 
 
-def _make_resolve(folder: Path) -> Callable[[str], Path]:
-    """Audio path as written → absolute; the segments of a file, which stand together, share one path."""
+def _make_resolve(folder: str) -> Callable[[str], str]:
+    """Audio path as written → absolute, as text; the segments of a file, which stand together, share one.
+
+    Two ways to write one path become the same text, so that texts can be compared.
+    """
     last_name, last_path = "", folder
 
-    def resolve(name: str) -> Path:
+    def resolve(name: str) -> str:
         nonlocal last_name, last_path
         if name != last_name:
-            last_name, last_path = name, folder / name
+            path = os.path.join(folder, name)
+            is_plain = not ("//" in path or "/." in path or path.endswith("/"))
+            last_name, last_path = name, path if is_plain else str(Path(path))
         return last_path
 
     return resolve
 
 
-def _parse_line(line: bytes, resolve: Callable[[str], Path], allow_empty_text: bool) -> Utterance:
+def _parse_line(line: bytes, resolve: Callable[[str], str], allow_empty_text: bool) -> Utterance:
     try:
         record = json.loads(line.decode())
     except UnicodeDecodeError as error:
@@ -195,11 +201,12 @@ def _parse_line(line: bytes, resolve: Callable[[str], Path], allow_empty_text: b
         raise _BadLineError(f"offset must not be negative, not {offset:g}")
     return Utterance(
         id=_label(record, "id"),
-        audio_path=resolve(audio_path),
+        audio_path=resolve(audio_path),  # type: ignore[arg-type]  # kept as text anyway
         duration_seconds=duration,
         text=text,
         speaker=sys.intern(_label(record, "speaker")),
-        offset_seconds=offset,
+        offset_seconds=offset
+        or 0.0,  # the same object for all: a number each would cost 32 MB per million lines
         extra=_extra(record),
     )
 
@@ -243,7 +250,7 @@ def _json(value: Any) -> str:
     return text if len(text) <= 60 else text[:59] + "…"
 
 
-def _duplicate_ids(utterances: list[Utterance], line_numbers: list[int]) -> list[str]:
+def _duplicate_ids(utterances: list[Utterance], line_numbers: Sequence[int]) -> list[str]:
     ids = {utterance.id for utterance in utterances}
     if len(ids) == len(utterances):
         return []
@@ -267,7 +274,7 @@ def _summarise(path: Path, problems: list[str]) -> str:
     )
 
 
-def _with_derived_ids(utterances: list[Utterance], line_numbers: list[int]) -> list[Utterance]:
+def _with_derived_ids(utterances: list[Utterance], line_numbers: Sequence[int]) -> list[Utterance]:
     """Name the utterances without an id: file stem, else stem and offset, else stem and line number."""
     pending = [index for index, utterance in enumerate(utterances) if not utterance.id]
     if not pending:

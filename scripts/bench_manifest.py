@@ -33,7 +33,7 @@ from rich.table import Table
 RATE = 16_000
 FILE_SECONDS = 60.0
 LIMIT_SECONDS = 20.0
-LIMIT_GIB = 1.5
+LIMIT_GIB = 1.5e9 / 2**30
 EXTRAPOLATED = 10_000_000
 LAYOUTS = ("segments", "files", "shards")
 SHARD_UTTERANCES = 5_000
