@@ -11,7 +11,7 @@ PACKAGE = ROOT / "asr"
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "conf" not in path.relative_to(PACKAGE).parts)
 
 RANKS = {
-    0: ["records", "config", "errors", "text"],
+    0: ["records", "config", "errors", "text", "compiling"],
     1: [
         *("audio", "manifest", "tokenizer", "features", "augment", "ctc", "device", "parallel", "provenance"),
         *("english",),

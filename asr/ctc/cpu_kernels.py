@@ -15,7 +15,6 @@ occupancies are normalised per frame, so an error in a row's normaliser cannot s
 """
 
 import hashlib
-import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +27,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from asr.compiling import compiled_to_disk
 from asr.ctc import lanes as vectors
 from asr.ctc.lanes import LANES, NEVER, ROW_LANES, Lanes, Row, array_data, inside, over_blocks, over_row
 
@@ -36,22 +36,13 @@ _RENORMALISE_EVERY = 8
 _LEAST_SINGLE, _LEAST_DOUBLE = 2.0**-36, 2.0**-66
 _LN_2 = math.log(2)
 
-_log = logging.getLogger(__name__)
 
-
-def _compile(function: Callable[..., Any], cache: bool = False) -> Any:
-    return numba.njit(function, nogil=True, error_model="numpy", cache=cache)
+def _compile(function: Callable[..., Any]) -> Any:
+    return numba.njit(function, nogil=True, error_model="numpy")
 
 
 def _compile_to_disk(function: Callable[..., Any]) -> Any:
-    try:
-        return _compile(function, cache=True)
-    except RuntimeError:
-        _log.warning(
-            "CTC kernels are compiled anew by every process: neither the package's folder nor the user's cache "
-            "folder can be written; set NUMBA_CACHE_DIR to one that can"
-        )
-        return _compile(function)
+    return compiled_to_disk(function, nogil=True, error_model="numpy")
 
 
 @intrinsic

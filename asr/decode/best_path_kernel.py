@@ -3,12 +3,10 @@
 import math
 from typing import Any
 
-from numba import njit
-
-from asr.decode.search_kernels import NONE
+from asr.decode.search_kernels import NONE, compiled
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def best_path(
     log_probs: Any, blank: int, tokens: Any, starts: Any, ends: Any, peaks: Any, result: Any
 ) -> int:

@@ -19,9 +19,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 
+from asr.compiling import compiled_to_disk
 from asr.decode.arpa import MAX_ORDER, SPECIAL_WORDS, LanguageModelError, NgramBlock, write_arpa
 from asr.decode.counting import (
     BYTES_PER_POSITION,
@@ -40,7 +40,7 @@ _NUM_SPECIAL = len(SPECIAL_WORDS)
 
 
 def _compile(function: Callable[..., Any]) -> Any:
-    return numba.njit(function, nogil=True, cache=True)
+    return compiled_to_disk(function, nogil=True)
 
 
 class Discounts(NamedTuple):

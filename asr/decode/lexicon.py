@@ -172,9 +172,9 @@ def spellable(words: Sequence[str], tokenizer: Tokenizer, source: str) -> list[s
     if len(known) == len(words):
         return known
     lost = sorted(set(words) - set(known))
-    share = len(lost) / len(words)
     message = (
-        f"{source}: {share:.1%} of its {len(words)} words cannot be spelled with the tokenizer, e.g. "
+        f"{source}: {len(lost)} of its {len(words)} words ({len(lost) / len(words):.1%}) cannot be spelled "
+        "with the tokenizer, e.g. "
         f"{', '.join(map(repr, lost[:3]))}"
     )
     for change in (str.lower, str.upper):
@@ -184,7 +184,7 @@ def spellable(words: Sequence[str], tokenizer: Tokenizer, source: str) -> list[s
             break
     if not known:
         raise ConfigError(message)
-    log.warning("%s", message)
+    log.warning("warning: %s", message)
     return known
 
 

@@ -17,9 +17,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 
+from asr.compiling import compiled_to_disk
 from asr.decode import ngram_cache
 from asr.decode.arpa import (
     SENTENCE_END,
@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 
 def _compile(function: Callable[..., Any]) -> Any:
-    return numba.njit(function, nogil=True, cache=True)
+    return compiled_to_disk(function, nogil=True)
 
 
 class NgramTables(NamedTuple):
@@ -263,7 +263,9 @@ def _build(arpa: Arpa, path: Path) -> NgramTables:
     """The trie of a model; may append ``<unk>`` to its words."""
     orders = list(arpa.orders)
     if UNKNOWN_WORD not in arpa.words:
-        _log.warning("%s has no %s: unknown words score %g", path, UNKNOWN_WORD, _NO_UNKNOWN_LOG10_PROB)
+        _log.warning(
+            "warning: %s has no %s: unknown words score %g", path, UNKNOWN_WORD, _NO_UNKNOWN_LOG10_PROB
+        )
         arpa.words.append(UNKNOWN_WORD)
         unknown = NgramBlock(
             np.array([[len(arpa.words) - 1]], np.int32),

@@ -62,7 +62,7 @@ def load(place: Path, source: Path) -> Stored | None:
         arrays = {name: _part(payload, **described) for name, described in header["arrays"].items()}
         return Stored(arrays, header["sha256"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        _log.warning("%s is damaged (%s); it is made again from %s", place, error, source)
+        _log.warning("warning: %s is damaged (%s); it is made again from %s", place, error, source)
         return None
 
 

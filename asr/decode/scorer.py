@@ -207,12 +207,12 @@ def warn_of_unknown_words(words: Sequence[str], lm: NgramModel, path: str) -> No
     if not unknown:
         return
     message = (
-        f"{path}: {len(unknown) / len(words):.1%} of its {len(words)} words are unknown to the "
-        f"language model, e.g. {', '.join(map(repr, unknown[:3]))}"
+        f"{path}: {len(unknown)} of its {len(words)} words ({len(unknown) / len(words):.1%}) are unknown to "
+        f"the language model, e.g. {', '.join(map(repr, unknown[:3]))}"
     )
     if len(unknown) == len(words):
         raise ConfigError(f"{message}; lexicon and model are not of one language or case")
-    log.warning("%s", message)
+    log.warning("warning: %s", message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,8 +314,9 @@ def token_names(tokenizer: Tokenizer, lm: NgramModel) -> list[str]:
         )
     if unknown:
         log.warning(
-            "the language model does not know %.1f%% of the tokens, e.g. %s",
-            100 * len(unknown) / len(spoken),
+            "warning: the language model does not know %d of the %d tokens, e.g. %s",
+            len(unknown),
+            len(spoken),
             ", ".join(map(repr, unknown[:3])),
         )
     return tokens

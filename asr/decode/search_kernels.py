@@ -13,15 +13,22 @@ be looked up for them, and nodes are made for the few that survive the frame.
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from asr.compiling import compiled_to_disk
+
+_SOURCES = [
+    Path(__file__).with_name(f"{module}.py") for module in ("search_kernels", "ngram", "lexicon", "hotwords")
+]
+"""What the search in :mod:`asr.decode.scored_kernels` is put together from."""
 
 
 def compiled(function: Callable[..., Any]) -> Any:
     """Compile ``function`` so that threads run it side by side, and keep the result on disk."""
-    return njit(cache=True, nogil=True)(function)
+    return compiled_to_disk(function, _SOURCES, nogil=True)
 
 
 def compiled_inner(function: Callable[..., Any]) -> Any:
@@ -29,7 +36,7 @@ def compiled_inner(function: Callable[..., Any]) -> Any:
 
     They go without the counting of references to arrays, which costs more than the search itself.
     """
-    return njit(cache=True, nogil=True, forceinline=True, _nrt=False)(function)  # type: ignore[call-overload]  # numba knows it, its types do not
+    return compiled_to_disk(function, _SOURCES, nogil=True, forceinline=True, _nrt=False)
 
 
 ROOT = 0

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from asr.decode.decoder import words_from_tokens
+from asr.decode.search_kernels import compiled
 from asr.records import Hypothesis
 from asr.tokenizer import Tokenizer
 
@@ -69,7 +69,7 @@ def aligned(
     )
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _align(log_probs: Any, tokens: Any, blank: int, starts: Any, ends: Any, peaks: Any) -> None:
     """States alternate blank, token, blank, …; of equally probable paths, the one that moves on latest."""
     num_frames, num_tokens = log_probs.shape[0], tokens.shape[0]
