@@ -1,7 +1,12 @@
 """Manifests → loaders of training and dev batches, for Lightning."""
 
+import copy
+import multiprocessing
 import signal
 from collections.abc import Sequence
+from multiprocessing.context import BaseContext
+from multiprocessing.queues import Queue
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import lightning.pytorch as pl
@@ -81,6 +86,8 @@ class SpeechDataModule(pl.LightningDataModule):
             dataset,
             sampler=sampler,
             batch_size=None,
+            collate_fn=as_it_is,  # torch's own goes through every string of the batch
+            multiprocessing_context=at_once() if self.num_workers else None,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             worker_init_fn=leave_signals_to_trainer,
@@ -101,6 +108,31 @@ class SpeechDataModule(pl.LightningDataModule):
         # Lightning makes the first iterator before it tells the sampler the epoch.
         self.train_sampler.set_epoch(state_dict["epoch"])
         self.train_sampler.skip(state_dict["num_done"])
+
+
+def as_it_is(batch: Any) -> Any:
+    return batch
+
+
+class AtOnce(Queue):  # type: ignore[type-arg]  # it takes no argument when it runs
+    """Writes what it is given itself, where multiprocessing's leaves that to a thread.
+
+    The thread wakes the loader process, which may take its place on the processor while it has the interpreter's
+    lock: training then waits for milliseconds. What is written here is small, and never has to wait.
+    """
+
+    def put(self, value: Any, block: bool = True, timeout: float | None = None) -> None:
+        own: Any = self
+        own._sem.acquire()  # released by whoever gets it
+        with own._wlock:
+            own._writer.send_bytes(ForkingPickler.dumps(value))
+
+
+def at_once() -> BaseContext:
+    """How processes are started here, with other queues."""
+    context: Any = copy.copy(multiprocessing.get_context())
+    context.Queue = lambda maxsize=0: AtOnce(maxsize, ctx=context)
+    return context  # type: ignore[no-any-return]
 
 
 def leave_signals_to_trainer(worker_id: int) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -80,6 +82,24 @@ class Batch(NamedTuple):
     texts: tuple[str, ...]
     seeds: Tensor
     is_filler: bool = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """From a loader process lengths, targets and seeds travel by value, and the waveforms in shared memory.
+
+        A tensor in shared memory is handed over in a conversation of six messages, during which training waits.
+        """
+        return _received, tuple(
+            value.numpy()
+            if isinstance(value, Tensor) and value.dtype == torch.int64 and value.is_cpu
+            else value
+            for value in self
+        )
+
+
+def _received(*values: Any) -> Batch:
+    return Batch._make(
+        torch.from_numpy(value) if isinstance(value, np.ndarray) else value for value in values
+    )
 
 
 class Features(NamedTuple):

@@ -1,7 +1,12 @@
 """Batches that do not depend on the loader, and every reason to leave an utterance out."""
 
+import copy
 import math
-from collections.abc import Callable
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +20,7 @@ import asr.dataset
 from asr.audio import load_audio
 from asr.augment import WaveformAugmenter
 from asr.ctc import min_frames
+from asr.datamodule import SpeechDataModule, at_once
 from asr.dataset import (
     DURATION_TOLERANCE_SECONDS,
     Example,
@@ -119,17 +125,58 @@ def test_a_batch_may_have_no_labels_at_all() -> None:
 def test_the_number_of_loader_processes_changes_nothing(examples: list[Example]) -> None:
     loaded = []
     for num_workers in (0, 2):
-        chosen = dataset(examples, cache_bytes=10**9)
-        sampler = BucketSampler(chosen.durations, max_utterances=3, max_seconds=10.0, seed=5)
-        loader = DataLoader(chosen, sampler=sampler, batch_size=None, num_workers=num_workers)
+        datamodule = SpeechDataModule(
+            examples,
+            examples[:1],
+            sample_rate=RATE,
+            tokenizer=TOKENIZER,
+            augment=WaveformAugmenter(speed_factors=[0.9, 1.0, 1.1], gain_db=6.0),
+            max_batch_utterances=3,
+            max_batch_seconds=10.0,
+            num_workers=num_workers,
+            cache_bytes=10**9,
+            seed=5,
+        )
+        loader = datamodule.train_dataloader()
         epochs = []
         for epoch in range(2):
-            sampler.set_epoch(epoch)
+            datamodule.train_sampler.set_epoch(epoch)
             epochs += list(loader)
         loaded.append(epochs)
+        # Nothing beside the training loop competes with it for the interpreter.
+        assert not [thread.name for thread in threading.enumerate() if "Feeder" in thread.name]
     assert len(loaded[0]) == len(loaded[1])
     for one, other in zip(*loaded, strict=True):
         assert_same(one, other)
+
+
+def test_a_batch_comes_from_a_loader_process_with_one_tensor_in_shared_memory(
+    examples: list[Example],
+) -> None:
+    batch = dataset(examples)[[Pick(4, 2**61), Pick(0, 12)]]
+    pickled = ForkingPickler.dumps(batch)
+    assert bytes(pickled).count(b"rebuild_storage") == 1
+    assert_same(ForkingPickler.loads(pickled), batch)
+    assert all(tensor.dtype == torch.int64 for tensor in copy.deepcopy(batch)[2:5])
+
+
+def test_a_loader_process_that_dies_stops_the_training(examples: list[Example]) -> None:
+    """With an error, not by waiting for ever."""
+
+    class Dying(SpeechDataset):
+        def __getitem__(self, picks: Sequence[Pick]) -> Batch:
+            os.kill(os.getpid(), signal.SIGKILL)
+            raise AssertionError
+
+    loader = DataLoader(
+        Dying(examples, sample_rate=RATE, tokenizer=TOKENIZER),
+        sampler=BucketSampler([1.0] * 10, max_utterances=3, max_seconds=10.0, seed=5),
+        batch_size=None,
+        num_workers=1,
+        multiprocessing_context=at_once(),
+    )
+    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+        next(iter(loader))
 
 
 def test_an_utterance_does_not_depend_on_its_place_or_company(examples: list[Example]) -> None:
