@@ -1,7 +1,8 @@
 """LSTM layers in bfloat16 on a CPU: oneDNN's forward pass with a faster way back.
 
 oneDNN's backward pass adds to the gradients of the weights frame by frame: megabytes are read and written for a
-few utterances, and it takes as long in bfloat16 as in float32. Here only what is recurrent goes frame by frame.
+few utterances, and large layers take longer in bfloat16 than in float32. Here only what is recurrent goes frame by
+frame.
 The activations are recomputed from the outputs, and the gradients of the weights come from all frames, by one
 matrix product each.
 """
@@ -12,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Units per layer; below, oneDNN's is faster.
-MIN_SIZE = 256
+from asr.device import has_fast_bf16
+
+# Units per layer; below, oneDNN's is faster: its gradients fit the cache. Matrix units shorten the products here.
+MIN_SIZE = 256 if has_fast_bf16("cpu") else 320
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
 
