@@ -10,9 +10,10 @@ compared. What is not installed is left out, and the output says so. The others,
 - prefix search without a language model against fast-ctc-decode and pyctcdecode. fast-ctc-decode drops
   tokens below an absolute probability, ours below a share of the frame's likeliest: "same cut" gives
   both the same tokens, and the texts must be the same;
-- given ``--arpa``, word n-grams with a closed vocabulary against flashlight with KenLM. Each side tries
-  its own grid of weights, beam widths and cuts. For every setting of flashlight that no other of its
-  settings beats in both speed and errors, the fastest of ours that makes no more errors is named;
+- given ``--arpa``, word n-grams with a closed vocabulary against flashlight with KenLM. Both score alike and
+  have the weights with which they make the fewest errors together; each tries a grid of beam widths and
+  cuts. For every setting of flashlight that no other of its settings beats in both speed and errors, the
+  fastest of ours that makes no more errors is named;
 - with ``--pipeline``, what a search beside the forward pass costs: recordings per second end to end, of
   greedy decoding and of beam search with the model of ``--arpa``;
 - the first call in a new process.
@@ -35,7 +36,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -55,6 +56,7 @@ from asr.recogniser import Recogniser
 from asr.records import Emissions
 from asr.sampler import batches_by_length
 from asr.score import count_words, total
+from asr.text import normalise
 from asr.tokenizer import CharTokenizer, Tokenizer
 
 Texts = list[str]
@@ -102,6 +104,12 @@ def synthetic(name: str, texts: Texts, *, margin: float, blank: float, confusion
                 logits[frame, rng.integers(1, tokenizer.vocab_size)] += rng.normal(0.9 * margin, 1.5)
         emissions.append(torch.from_numpy(logits).log_softmax(-1).float().numpy())
     return Speech(name, emissions, list(texts), tokenizer)
+
+
+def spelled(path: Path) -> Texts:
+    """The sentences of a file, as transcripts are written; without those that ``LETTERS`` do not spell."""
+    texts = map(normalise, path.read_text(encoding="utf-8").splitlines())
+    return [text for text in texts if text and set(text) <= set(LETTERS)]
 
 
 @dataclass
@@ -280,28 +288,45 @@ def plain_peers(speech: Speech, beam_width: int, cut: Cut) -> dict[str, Callable
 # --------------------------------------------------------------------------- with a language model
 
 
-MakeDecoder = Callable[[float, float, int, float, float], Callable[[], Texts]]
-"""alpha, beta, beam width, score gap and one more cut of the side's own → a decoder."""
+class TokenCut(NamedTuple):
+    """Which tokens of a frame are considered: the likeliest ``most``, none of them ``gap`` nats behind the first."""
+
+    most: int
+    gap: float = math.inf
+
+
+MakeDecoder = Callable[[float, float, int, float, TokenCut], Callable[[], Texts]]
+"""alpha, beta, beam width, score gap and what is considered → a decoder."""
+
+ALPHAS, BETAS = (0.3, 0.5, 0.7, 0.9, 1.2, 1.5), (-4.5, -3.0, -1.5, 0.0, 1.5, 3.0)
+WIDTHS, SCORE_GAPS = (10, 20, 50, 100, 200, 400), (6.0, 8.0, 12.0, 16.0)
+
+
+def token_cuts(vocab_size: int) -> tuple[list[TokenCut], list[TokenCut]]:
+    """Five for us and five for flashlight, which knows no gap; the widest is last."""
+    few, quarter, half, most = (int(share * vocab_size) for share in (0.15, 0.25, 0.5, 0.75))
+    ours = [TokenCut(quarter, 8.0), *(TokenCut(vocab_size, gap) for gap in (6.0, 8.0, 10.0, 12.0))]
+    return ours, [TokenCut(number) for number in (few, quarter, half, most, vocab_size)]
 
 
 def compare_lm(speech: Speech, arpa: Path, repeats: int) -> dict[str, Any]:
-    """Each side over its grid: the weights first, then width and cuts at its best weights."""
+    """Weights that suit both sides, which score alike; then each side over its grid of widths and cuts."""
     words = sorted(set(NgramModel.load(arpa).vocabulary) - {"<unk>", "<s>", "</s>"})
-    sides: dict[str, tuple[MakeDecoder, str, tuple[float, ...]]] = {
-        "ours": (ours_with_lm(speech, arpa, words), "token gap", (4.0, 6.0, 8.0, 10.0, 12.0))
-    }
+    our_cuts, their_cuts = token_cuts(speech.tokenizer.vocab_size)
+    sides = {"ours": (ours_with_lm(speech, arpa, words), our_cuts)}
     if find_spec("flashlight"):
-        most = float(speech.tokenizer.vocab_size)
-        tokens = tuple(share * most for share in (0.15, 0.25, 0.5, 0.75, 1.0))
-        sides["flashlight"] = (flashlight_with_kenlm(speech, arpa), "tokens", tokens)
+        sides["flashlight"] = (flashlight_with_kenlm(speech, arpa), their_cuts)
+
+    def wide_errors(alpha: float, beta: float) -> float:
+        searches = [make(alpha, beta, 50, 12.0, cuts[-1]) for make, cuts in sides.values()]
+        return sum(word_error_rate(speech.references, search()) for search in searches)
+
+    alpha, beta = min(itertools.product(ALPHAS, BETAS), key=lambda pair: wide_errors(*pair))
     points: dict[str, Callable[[], Texts]] = {}
-    for side, (make, cut_name, cuts) in sides.items():
-        alpha, beta = min(
-            itertools.product((0.3, 0.5, 0.8), (0.0, 0.75, 1.5, 3.0)),
-            key=lambda pair: word_error_rate(speech.references, make(*pair, 50, 12.0, cuts[-1])()),
-        )
-        for width, gap, cut in itertools.product((10, 20, 50, 100, 200), (6.0, 8.0, 12.0), cuts):
-            name = f"{side} alpha {alpha} beta {beta} width {width} gap {gap:g} {cut_name} {cut:g}"
+    for side, (make, cuts) in sides.items():
+        for width, gap, cut in itertools.product(WIDTHS, SCORE_GAPS, cuts):
+            name = f"{side} alpha {alpha} beta {beta} width {width} gap {gap:g} tokens {cut.most}"
+            name += f" within {cut.gap:g}" if cut.gap < math.inf else ""
             points[name] = make(alpha, beta, width, gap, cut)
     found = measure(points, speech, repeats)
     ours = [point for name, point in found.items() if name.startswith("ours")]
@@ -339,11 +364,11 @@ def unbeaten(points: list[Measured]) -> list[Measured]:
 def ours_with_lm(speech: Speech, arpa: Path, words: Sequence[str]) -> MakeDecoder:
     lm, lexicon = NgramModel.load(arpa), Lexicon.build(words, speech.tokenizer, str(arpa))
 
-    def make(alpha: float, beta: float, width: int, gap: float, token_gap: float) -> Callable[[], Texts]:
+    def make(alpha: float, beta: float, width: int, gap: float, cut: TokenCut) -> Callable[[], Texts]:
         scorer = Scorer(
             speech.tokenizer, lexicon=lexicon, vocabulary="closed", lm=lm, weights=Weights(alpha, beta)
         )
-        pruning = Pruning(width, score_gap=gap, token_gap=token_gap)
+        pruning = Pruning(width, score_gap=gap, token_gap=cut.gap, max_tokens=cut.most)
         return searching(
             BeamDecoder(speech.tokenizer, 0.04, pruning=pruning, scorer=scorer, num_threads=1), speech
         )
@@ -354,12 +379,12 @@ def ours_with_lm(speech: Speech, arpa: Path, words: Sequence[str]) -> MakeDecode
 def flashlight_with_kenlm(speech: Speech, arpa: Path) -> MakeDecoder:
     from asr.decode.flashlight import FlashlightDecoder, make_search
 
-    def make(alpha: float, beta: float, width: int, gap: float, max_tokens: float) -> Callable[[], Texts]:
+    def make(alpha: float, beta: float, width: int, gap: float, cut: TokenCut) -> Callable[[], Texts]:
         search = make_search(
             speech.tokenizer,
             beam_width=width,
             score_gap=gap,
-            max_tokens=int(max_tokens),
+            max_tokens=cut.most,
             lm_path=str(arpa),
             alpha=alpha,
             beta=beta,
@@ -528,7 +553,7 @@ def main() -> int:
         texts = trained.references
         sets.append(trained)
     if arguments.texts is not None:
-        texts = arguments.texts.read_text(encoding="utf-8").splitlines()[: arguments.utterances]
+        texts = spelled(arguments.texts)[: arguments.utterances]
     sets.append(synthetic("peaky", texts, margin=9.0, blank=11.0, confusion=0.15, seed=0))
     sets.append(synthetic("flat", texts, margin=4.0, blank=4.0, confusion=0.15, seed=1))
     results: dict[str, Any] = {

@@ -296,9 +296,9 @@ def test_sentencepiece_words_are_found() -> None:
 def test_words_in_the_wrong_case_are_reported_with_their_share(caplog: pytest.LogCaptureFixture) -> None:
     lexicon = Lexicon.build(["ab", "BA", "AB", "b"], CHARACTERS, "lm.arpa")
     assert lexicon.words == ("ab", "b")
-    assert "lm.arpa: 2 of its 4 words (50.0%) cannot be spelled" in caplog.text
+    assert "lm.arpa: 2 of its 4 words (50 %) cannot be spelled" in caplog.text
     assert "make the words lower case" in caplog.text
-    with pytest.raises(ConfigError, match=r"2 of its 2 words \(100\.0%\) .* lower case"):
+    with pytest.raises(ConfigError, match=r"2 of its 2 words \(100 %\) .* lower case"):
         Lexicon.build(["AB", "BA"], CHARACTERS, "lm.arpa")
 
 

@@ -173,7 +173,7 @@ def spellable(words: Sequence[str], tokenizer: Tokenizer, source: str) -> list[s
         return known
     lost = sorted(set(words) - set(known))
     message = (
-        f"{source}: {len(lost)} of its {len(words)} words ({len(lost) / len(words):.1%}) cannot be spelled "
+        f"{source}: {len(lost)} of its {len(words)} words ({100 * len(lost) / len(words):.3g} %) cannot be spelled "
         "with the tokenizer, e.g. "
         f"{', '.join(map(repr, lost[:3]))}"
     )

@@ -207,7 +207,7 @@ def warn_of_unknown_words(words: Sequence[str], lm: NgramModel, path: str) -> No
     if not unknown:
         return
     message = (
-        f"{path}: {len(unknown)} of its {len(words)} words ({len(unknown) / len(words):.1%}) are unknown to "
+        f"{path}: {len(unknown)} of its {len(words)} words ({100 * len(unknown) / len(words):.3g} %) are unknown to "
         f"the language model, e.g. {', '.join(map(repr, unknown[:3]))}"
     )
     if len(unknown) == len(words):
