@@ -8,6 +8,8 @@ can only name the kinds that this version knows.
 
 import dataclasses
 import math
+import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,9 +83,8 @@ def read(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, zipfile and pickle raise a dozen types for damaged files
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"{path} is damaged or is not a checkpoint of this program ({reason})"
+            f"{path} is damaged or is not a checkpoint of this program ({_why_unreadable(error)})"
         ) from error
     recipe = content.get("recipe") if isinstance(content, dict) else None
     if not isinstance(recipe, dict) or not isinstance(content.get("state_dict"), dict):
@@ -95,6 +96,15 @@ def read(path: Path) -> dict[str, Any]:
             "use the version of the program that wrote it, or train again"
         )
     return content
+
+
+def _why_unreadable(error: Exception) -> str:
+    """In one line, without torch's advice to load whatever it is without care."""
+    if isinstance(error, pickle.UnpicklingError):
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f" of the type {found[1]}" if found else ""
+        return f"it holds an object{what} beside tensors and plain data, or is no such file; nothing of it was run"
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
 def load_recogniser(path: str | Path, decoder: DecoderConfig, device: torch.device) -> Recogniser:

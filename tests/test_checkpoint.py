@@ -131,10 +131,12 @@ class Payload:
 def test_code_in_a_checkpoint_never_runs(altered: Any, tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     path = altered(lambda content: content["recipe"].update(extra=Payload(marker)))
-    assert "not a checkpoint of this program" in refusal(path)
+    message = refusal(path)
+    assert "not a checkpoint of this program" in message
+    assert f"of the type {os.mkdir.__module__}.mkdir" in message
     plain = tmp_path / "plain.ckpt"
     plain.write_bytes(pickle.dumps(Payload(marker)))
-    refusal(plain)
+    assert "weights_only" not in message + refusal(plain)  # torch advises to switch the protection off
     assert not marker.exists()
 
 
