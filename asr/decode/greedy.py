@@ -103,24 +103,19 @@ def collapse(labels: NDArray[np.int64], scores: NDArray[np.float32], blank: int,
 
 def compiled_best_paths(emissions: Emissions, blank: int) -> list[BestPath]:
     """The same in one pass over log-probabilities in the CPU's memory."""
-    from asr.decode.best_path_kernel import best_path
+    from asr.decode.best_path_kernel import NONE, best_paths
 
     log_probs = np.ascontiguousarray(emissions.log_probs.detach().float().numpy())
-    num_frames = log_probs.shape[1]
-    tokens, starts, ends = (np.empty(num_frames, np.int64) for _ in range(3))
-    peaks, result = np.empty(num_frames), np.empty(1)
-    paths = []
-    for index, length in enumerate(emissions.log_prob_lengths.tolist()):
-        count = best_path(log_probs[index, :length], blank, tokens, starts, ends, peaks, result)
-        if count < 0:
-            raise unusable_frame(index, -1 - count, "hold NaN")
-        paths.append(
-            BestPath(
-                tokens[:count].tolist(),
-                starts[:count].tolist(),
-                ends[:count].tolist(),
-                peaks[:count].tolist(),
-                float(result[0]),
-            )
-        )
-    return paths
+    batch_size, num_frames, _ = log_probs.shape
+    lengths = emissions.log_prob_lengths.numpy().clip(max=num_frames)
+    tokens, starts, ends = (np.empty(batch_size * num_frames, np.int64) for _ in range(3))
+    peaks, counts, scores = np.empty(len(tokens)), np.zeros(batch_size, np.int64), np.empty(batch_size)
+    unusable = best_paths(log_probs, lengths, blank, tokens, starts, ends, peaks, counts, scores)
+    if unusable != NONE:
+        raise unusable_frame(unusable, int(counts[unusable]), "hold NaN")
+    last = counts.cumsum().tolist()
+    ids, firsts, lasts, highest = (values[: last[-1]].tolist() for values in (tokens, starts, ends, peaks))
+    return [
+        BestPath(ids[one], firsts[one], lasts[one], highest[one], score)
+        for one, score in zip(map(slice, [0, *last], last), scores.tolist(), strict=True)
+    ]
