@@ -163,7 +163,10 @@ def worst_shapes(durations: Sequence[float], max_seconds: float) -> list[Shape]:
 
 
 def find_batch_seconds(
-    peak_bytes: Callable[[Shape], int | None], durations: Sequence[float], budget_bytes: int
+    peak_bytes: Callable[[Shape], int | None],
+    durations: Sequence[float],
+    budget_bytes: int,
+    on_trial: Callable[[float, int], None] = lambda seconds, peak: None,
 ) -> BatchTrial:
     """The largest ``max_batch_seconds`` whose worst batch fits: doubled until it does not, then narrowed down.
 
@@ -171,6 +174,7 @@ def find_batch_seconds(
         peak_bytes: memory of one training step on a batch of this shape; None when it ran out of memory.
         durations: seconds of each training utterance, slowed down as augmentation may.
         budget_bytes: what a step may take.
+        on_trial: told each entry of ``peaks`` as it is measured: a large batch takes minutes on a CPU.
 
     Raises:
         TrainingError: not even the longest utterance alone fits.
@@ -181,6 +185,7 @@ def find_batch_seconds(
         measured = [peak_bytes(shape) for shape in worst_shapes(durations, seconds)]
         peak = sys.maxsize if None in measured else max(value for value in measured if value is not None)
         peaks.append((seconds, peak))
+        on_trial(seconds, peak)
         return peak <= budget_bytes
 
     good, bad = max(durations), math.inf

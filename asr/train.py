@@ -437,6 +437,7 @@ def find(
     module.to("cuda" if use_gpu(config) else "cpu")
     optimizer = module.make_optimizer(module.acoustic_model)
     if config.find == "learning_rate":
+        logger.info("up to %d steps at rates from tiny to huge", FIND_STEPS)
         epochs = -(-FIND_STEPS // datamodule.num_train_batches)
         batches = itertools.chain.from_iterable(datamodule.train_dataloader() for _ in range(epochs))
         rates = finders.find_learning_rate(module, optimizer, batches, FIND_STEPS, use_bf16(config))
@@ -463,10 +464,8 @@ def find(
     measure = finders.measure_step(
         module, optimizer, datamodule.train_set.sample_rate, density, vocab_size, use_bf16(config)
     )
-    batch = finders.find_batch_seconds(measure, durations, budget)
-    for seconds, peak in batch.peaks:
-        size = "out of memory" if peak == sys.maxsize else f"{peak / 2**30:.2f} GiB"
-        logger.info("  %6.0f padded seconds: %s", seconds, size)
+    logger.info("looking for the largest batch within %.1f GiB: a step each", budget / 2**30)
+    batch = finders.find_batch_seconds(measure, durations, budget, report_trial)
     logger.info(
         "within %.1f GiB: data.max_batch_seconds=%.0f data.max_batch_utterances=%d",
         budget / 2**30,
@@ -474,6 +473,11 @@ def find(
         batch.largest.num_utterances,
     )
     logger.info("that is what fits; small corpora learn better from smaller batches (more steps per epoch)")
+
+
+def report_trial(padded_seconds: float, peak_bytes: int) -> None:
+    size = "out of memory" if peak_bytes == sys.maxsize else f"{peak_bytes / 2**30:.2f} GiB"
+    logger.info("  %6.0f padded seconds: %s", padded_seconds, size)
 
 
 def make_trainer(

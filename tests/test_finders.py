@@ -55,7 +55,9 @@ def test_what_is_found_fits_and_a_little_more_does_not(
         with pytest.raises(TrainingError, match="longest utterance"):
             find_batch_seconds(peak, durations, budget)
         return
-    found = find_batch_seconds(peak, durations, budget)
+    told: list[tuple[float, int]] = []
+    found = find_batch_seconds(peak, durations, budget, lambda *trial: told.append(trial))
+    assert told == list(found.peaks)
     assert worst(found.max_seconds) <= budget
     everything = found.max_seconds >= sum(durations)
     assert everything or any(
