@@ -2,6 +2,7 @@
 
 import copy
 import multiprocessing
+import os
 import signal
 from collections.abc import Sequence
 from multiprocessing.context import BaseContext
@@ -115,14 +116,18 @@ def as_it_is(batch: Any) -> Any:
 
 
 class AtOnce(Queue):  # type: ignore[type-arg]  # it takes no argument when it runs
-    """Writes what it is given itself, where multiprocessing's leaves that to a thread.
+    """In the training process it writes what it is given itself, where multiprocessing's leaves that to a thread.
 
     The thread wakes the loader process, which may take its place on the processor while it has the interpreter's
-    lock: training then waits for milliseconds. What is written here is small, and never has to wait.
+    lock: training then waits for milliseconds. The picks that training asks for are small, and need not wait
+    to be read; the batches of a loader process may, and take the usual way.
     """
 
     def put(self, value: Any, block: bool = True, timeout: float | None = None) -> None:
         own: Any = self
+        if os.getpid() != own._opid:
+            super().put(value, block, timeout)
+            return
         own._sem.acquire()  # released by whoever gets it
         with own._wlock:
             own._writer.send_bytes(ForkingPickler.dumps(value))
