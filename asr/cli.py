@@ -6,6 +6,7 @@ is a bug and keeps its traceback.
 
 import dataclasses
 import difflib
+import faulthandler
 import logging
 import os
 import re
@@ -43,6 +44,7 @@ def launch(
         plain_arguments_as: option (a list of strings) that collects arguments which are neither
             ``key=value`` nor flags, as in ``asr.transcribe a.wav b.flac``.
     """
+    give_signals_a_stack()
     register_schemas(config_name, schema)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through: this module words them
     arguments = sys.argv[1:]
@@ -80,6 +82,17 @@ def launch(
     finally:
         sys.argv = original
     return max(exit_codes, default=0)
+
+
+def give_signals_a_stack() -> None:
+    """Have signals handled on a stack of their own; a crash also leaves a traceback.
+
+    While oneDNN (torch 2.11) multiplies matrices on a CPU with AVX-512, its stack pointer may be an address in
+    the heap. A signal that came then, Ctrl-C or the end of a loader process, used to be handled in the middle of other
+    objects, and the program aborted. Python's handlers use the alternate stack that faulthandler makes.
+    """
+    if sys.__stderr__ is not None:
+        faulthandler.enable(sys.__stderr__)
 
 
 def given_options() -> frozenset[str]:

@@ -1,10 +1,11 @@
 """Manifests → loaders of training and dev batches, for Lightning."""
 
 import copy
+import fcntl
 import multiprocessing
-import os
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing.context import BaseContext
 from multiprocessing.queues import Queue
 from multiprocessing.reduction import ForkingPickler
@@ -18,6 +19,9 @@ from asr.dataset import Example, SpeechDataset
 from asr.records import Batch
 from asr.sampler import BucketSampler, Pick, SequentialSampler, Share
 from asr.tokenizer import Tokenizer
+
+
+_PIPE_BYTES = 2**20  # 64 KiB by default
 
 
 class SpeechDataModule(pl.LightningDataModule):
@@ -116,18 +120,21 @@ def as_it_is(batch: Any) -> Any:
 
 
 class AtOnce(Queue):  # type: ignore[type-arg]  # it takes no argument when it runs
-    """In the training process it writes what it is given itself, where multiprocessing's leaves that to a thread.
+    """Writes what it is given itself, where multiprocessing's leaves that to a thread.
 
-    The thread wakes the loader process, which may take its place on the processor while it has the interpreter's
-    lock: training then waits for milliseconds. The picks that training asks for are small, and need not wait
-    to be read; the batches of a loader process may, and take the usual way.
+    The thread wakes the other process, which may take its place on the processor while it has the interpreter's
+    lock: training then waits for milliseconds. What is written here (picks, and batches without their waveforms)
+    fits the pipe, and need not wait to be read.
     """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        own: Any = self
+        with suppress(OSError, AttributeError):  # only Linux has it, up to a limit of the machine
+            fcntl.fcntl(own._writer.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
     def put(self, value: Any, block: bool = True, timeout: float | None = None) -> None:
         own: Any = self
-        if os.getpid() != own._opid:
-            super().put(value, block, timeout)
-            return
         own._sem.acquire()  # released by whoever gets it
         with own._wlock:
             own._writer.send_bytes(ForkingPickler.dumps(value))
@@ -141,6 +148,8 @@ def at_once() -> BaseContext:
 
 
 def leave_signals_to_trainer(worker_id: int) -> None:
-    """Ctrl-C reaches every process of the terminal: loaders live on until the trainer has saved its state."""
+    """Ctrl-C reaches every process of the terminal, and many a scheduler sends SIGTERM to all of them: loaders
+    live on until the trainer has saved its state. A second SIGTERM ends them.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))

@@ -211,3 +211,34 @@ def test_from_the_shell(tmp_path: Path) -> None:
     assert missing.stderr.startswith("error: gone.jsonl is not there; make it with: python -m asr.prepare")
     assert missing.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+PRINT_SIGNAL_STACK = """
+import ctypes, sys
+from asr import cli
+from asr.config import CompareConfig
+
+class Stack(ctypes.Structure):
+    _fields_ = [("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+def task(config):
+    stack = Stack()
+    ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack))
+    print(stack.flags)
+
+sys.exit(cli.launch(task, config_name="compare", schema=CompareConfig))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the layout of stack_t is Linux's")
+def test_signals_are_handled_on_a_stack_of_their_own() -> None:
+    """Else a signal in the middle of oneDNN's matrix product, which moves the stack pointer, corrupts the heap."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONFAULTHANDLER"}
+    done = subprocess.run(
+        [sys.executable, "-c", PRINT_SIGNAL_STACK],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "0"  # SS_DISABLE, 2: there is none

@@ -345,8 +345,9 @@ def test_killed_and_resumed_is_bit_identical(
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_a_terminal(tiny_train_options: list[str], tmp_path: Path) -> None:
-    """The terminal's Ctrl-C goes to every process of the group, loaders included."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_to_all_processes(tiny_train_options: list[str], tmp_path: Path, number: int) -> None:
+    """The terminal's Ctrl-C goes to every process of the group, loaders included, and so does a scheduler's SIGTERM."""
     command = [sys.executable, "-m", "asr.train", *tiny_train_options, f"run_dir={tmp_path / 'run'}"]
     process = subprocess.Popen(
         [*command, "data.num_workers=1", "trainer.max_epochs=100000"],
@@ -359,7 +360,7 @@ def test_ctrl_c_in_a_terminal(tiny_train_options: list[str], tmp_path: Path) -> 
     try:
         while "epoch 2/" not in process.stderr.readline():
             assert process.poll() is None
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, number)
         _, messages = process.communicate(timeout=120)
     finally:
         if process.poll() is None:
