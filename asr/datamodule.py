@@ -20,7 +20,6 @@ from asr.records import Batch
 from asr.sampler import BucketSampler, Pick, SequentialSampler, Share
 from asr.tokenizer import Tokenizer
 
-
 _PIPE_BYTES = 2**20  # 64 KiB by default
 
 
