@@ -228,7 +228,9 @@ class SaveBetween(Callback):
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self._requested = True
-        logger.warning("stopping after this step; press Ctrl-C again to stop at once")
+        # Not by logging: the code that was interrupted may be in the middle of it.
+        with contextlib.suppress(OSError):
+            os.write(2, b"stopping after this step; press Ctrl-C again to stop at once\n")
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *unused: Any) -> None:

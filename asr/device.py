@@ -22,12 +22,17 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def has_fast_bf16(device_type: str) -> bool:
-    """Whether bfloat16 is computed by the hardware's matrix units (else it is emulated, and slower).
+    """Whether the hardware multiplies in bfloat16 (else it is emulated, and slower).
 
-    On CPUs this means Intel's AMX.
+    On CPUs this means Intel's AMX, or AVX-512 with BF16.
     """
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    return has_matrix_units() or bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+
+
+def has_matrix_units() -> bool:
+    """Whether this CPU has units for whole products of bfloat16 matrices (Intel's AMX)."""
     return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 

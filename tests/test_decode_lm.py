@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from labellings import acoustic_sums, merged
 from torch import Tensor
 
 from asr.decode.beam import BeamDecoder, Pruning
@@ -82,14 +82,6 @@ def log10_of_sentence(ngrams: Ngrams, words: list[str]) -> float:
     )
 
 
-def acoustic_sums(log_probs: Tensor, blank: int) -> dict[tuple[int, ...], float]:
-    sums: dict[tuple[int, ...], float] = defaultdict(float)
-    for path in itertools.product(range(log_probs.shape[1]), repeat=len(log_probs)):
-        labelling = tuple(label for label, _ in itertools.groupby(path) if label != blank)
-        sums[labelling] += math.exp(sum(float(log_probs[frame, label]) for frame, label in enumerate(path)))
-    return {labelling: math.log(total) for labelling, total in sums.items()}
-
-
 def random_log_probs(seed: int, num_frames: int, vocab_size: int) -> Tensor:
     rng = np.random.default_rng(seed)
     return torch.from_numpy(2 * rng.normal(size=(num_frames, vocab_size))).log_softmax(-1).float()
@@ -156,7 +148,7 @@ def test_words_with_a_language_model(
                 + 0.4 * len(words)
                 - 1.5 * num_unknown
             )
-    assert_same(decode_one(log_probs, tokenizer, scorer), expected)
+    assert_same(decode_one(log_probs, tokenizer, scorer), merged(expected, tokenizer))
 
 
 @given(seed=st.integers(0, 2**32 - 1), subwords=st.booleans())
@@ -190,16 +182,23 @@ def test_a_lexicon_alone_only_forbids(seed: int) -> None:
         for labelling, score in acoustic_sums(log_probs, 0).items()
         if set(CHARACTERS.decode(labelling).split()) <= set(WORDS)
     }
-    assert_same(decode_one(log_probs, CHARACTERS, scorer), expected)
+    assert_same(decode_one(log_probs, CHARACTERS, scorer), merged(expected, CHARACTERS))
 
 
 @given(seed=st.integers(0, 2**32 - 1))
 @settings(deadline=None, max_examples=15)
 def test_without_anything_to_add_it_is_the_plain_search(seed: int) -> None:
+    """But for superfluous spaces; where there is no bare space, exactly and in any beam."""
+    log_probs = random_log_probs(seed, 5, 4)
+    emissions = Emissions(log_probs[None], torch.tensor([5]))
+    plain = BeamDecoder(CHARACTERS, 0.04, pruning=Pruning.none(3000)).decode_nbest(emissions, 3000)[0]
+    scores = {hypothesis.token_ids: hypothesis.score for hypothesis in plain}
+    assert_same(decode_one(log_probs, CHARACTERS, Scorer(CHARACTERS)), merged(scores, CHARACTERS))
+    letters = CharTokenizer(["a", "b", "c"], blank_id=0)
     log_probs = random_log_probs(seed, 30, 4)
     emissions = Emissions(log_probs[None], torch.tensor([30]))
-    plain = BeamDecoder(CHARACTERS, 0.04).decode_nbest(emissions, 5)[0]
-    scored = BeamDecoder(CHARACTERS, 0.04, scorer=Scorer(CHARACTERS)).decode_nbest(emissions, 5)[0]
+    plain = BeamDecoder(letters, 0.04).decode_nbest(emissions, 5)[0]
+    scored = BeamDecoder(letters, 0.04, scorer=Scorer(letters)).decode_nbest(emissions, 5)[0]
     assert [h.token_ids for h in plain] == [h.token_ids for h in scored]
     assert [h.score for h in plain] == pytest.approx([h.score for h in scored], abs=1e-9)
 

@@ -1,8 +1,5 @@
 """Hotwords against counting: a finished text gains the bonus of each whole-word occurrence, and no more."""
 
-import itertools
-import math
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from labellings import acoustic_sums, merged
 
 from asr.decode.beam import BeamDecoder, Pruning
 from asr.decode.hotwords import WORD_START, Hotwords, read_hotwords
@@ -55,16 +53,13 @@ def test_a_text_is_worth_its_occurrences(phrases: dict[str, float], text: str) -
 def test_the_search_adds_exactly_that(phrases: dict[str, float], seed: int) -> None:
     rng = np.random.default_rng(seed)
     log_probs = torch.from_numpy(2 * rng.normal(size=(5, 4))).log_softmax(-1).float()
-    sums: dict[tuple[int, ...], float] = defaultdict(float)
-    for path in itertools.product(range(4), repeat=5):
-        labelling = tuple(label for label, _ in itertools.groupby(path) if label)
-        sums[labelling] += math.exp(sum(float(log_probs[frame, label]) for frame, label in enumerate(path)))
+    sums = merged(acoustic_sums(log_probs, 0), TOKENIZER)
     scorer = Scorer(TOKENIZER, hotwords=Hotwords(phrases, TOKENIZER))
     decoder = BeamDecoder(TOKENIZER, 1.0, pruning=Pruning.none(3000), scorer=scorer, num_threads=1)
     found = decoder.decode_nbest(Emissions(log_probs[None], torch.tensor([5])), 3000)[0]
     assert {hypothesis.token_ids for hypothesis in found} == set(sums)
     for hypothesis in found:
-        expected = math.log(sums[hypothesis.token_ids]) + counted(phrases, hypothesis.text)
+        expected = sums[hypothesis.token_ids] + counted(phrases, hypothesis.text)
         assert hypothesis.score == pytest.approx(expected, abs=1e-4)
 
 

@@ -47,8 +47,7 @@ class Search(NamedTuple):
 class FlashlightDecoder:
     """Beam search by flashlight-text.
 
-    Scores are those of :class:`asr.decode.beam.BeamDecoder` with the same weights and a closed
-    vocabulary, except that with a lexicon texts that differ in superfluous spaces count as one.
+    Scores are those of :class:`asr.decode.beam.BeamDecoder` with the same weights and a closed vocabulary.
     flashlight lets nothing else of Python run while it searches, so utterances are decoded one by one.
 
     Args:

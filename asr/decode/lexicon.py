@@ -29,10 +29,12 @@ class TokenSpellings:
 
     - ``starts_word``: ``(vocab,)`` bool, the token begins with a space: the word before it is finished
     - ``bodies``: what each token spells after that space; empty for the blank and for a bare space
+    - ``separator``: the token that is a bare space, if there is one
     """
 
     starts_word: NDArray[np.bool_]
     bodies: tuple[str, ...]
+    separator: int | None
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "TokenSpellings":
@@ -55,7 +57,8 @@ class TokenSpellings:
                 )
             starts[token_id] = body != token
             bodies.append(body)
-        return cls(starts, tuple(bodies))
+        bare = (token for token in np.flatnonzero(starts).tolist() if not bodies[token])
+        return cls(starts, tuple(bodies), next(bare, None))
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,8 @@ class Scoring(NamedTuple):
     - ``finish_words``: ``(states,)``, word of the language model finished in each state; ``NONE``: no word
     - ``finish_factors``: ``(states,)``, factor of finishing it, the language model not counted
     - ``starts_word``, ``has_body``: ``(vocab,)``, see :class:`asr.decode.lexicon.TokenSpellings`
+    - ``separator``: the token that is a space and nothing else. Said again between words, or before the first, it
+      changes nothing, so prefixes that differ in superfluous spaces are one. ``NONE``: there is none, or it counts
     - ``first_letter``, ``letters``: token ``t`` spells ``letters[first_letter[t] : first_letter[t + 1]]``
     - ``next_hotword_state``, ``hotword_bonus``, ``hotword_credit``, ``hotword_end``: see
       :class:`asr.decode.hotwords.Hotwords`; ``hotword_limit``: the largest factor of one token
@@ -83,6 +85,7 @@ class Scoring(NamedTuple):
     finish_factors: Any
     starts_word: Any
     has_body: Any
+    separator: int
     first_letter: Any
     letters: Any
     has_hotwords: bool
@@ -281,6 +284,8 @@ def _extend(
                     continue
             else:
                 token = tokens[index + skipped]
+            if token == last == scoring.separator:
+                continue
             mass = beam[BLANKED if token == last else TOTAL, slot] * probs[token]
             largest = scoring.hotword_limit * (limit if scoring.starts_word[token] else 1.0)
             if mass * largest < floor or pulled[slot, token] == frame:
@@ -366,8 +371,10 @@ def prefix_search(
     links, masses, scratch, kept = candidates
     pulled = np.full((beam_width, vocab_size), NONE, np.int32)
     tokens, probs, logs = np.empty(vocab_size, np.int32), np.zeros(vocab_size), np.empty(vocab_size)
+    separator = NONE
     if scoring is not None:
         notes, starting = _new_notes(len(tree), scoring.lm_start), np.empty(vocab_size, np.int32)
+        separator = tree[ROOT, TOKEN] = scoring.separator
     log_scale = 0.0
     for frame in range(num_frames):
         num_tokens = shortlist(log_probs[frame], blank, max_tokens, token_gap, tokens, probs, logs)
@@ -377,7 +384,9 @@ def prefix_search(
             pause(beam, size)
             log_scale += log_probs[frame, blank]
             continue
-        best, smallest = stay(tree, nodes, size, beam, after, probs, blank, pulled, frame, links, masses)
+        best, smallest = stay(
+            tree, nodes, size, beam, after, probs, blank, separator, pulled, frame, links, masses
+        )
         floor = max(best * keep, SMALLEST)
         if size == beam_width:  # a newcomer must at least beat one of the prefixes that stay
             floor = max(floor, smallest)

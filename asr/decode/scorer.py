@@ -118,6 +118,8 @@ class Scorer:
             finish_factors=word_tables.finish_factors,
             starts_word=spellings.starts_word,
             has_body=np.array([body != "" for body in spellings.bodies]),
+            # To a model of tokens every space counts.
+            separator=NONE if spellings.separator is None or (lm and not word_lm) else spellings.separator,
             **_hotword_tables(hotwords, spellings),
             lm_unit=NO_LM if lm is None else (WORD_LM if lm_unit == "word" else TOKEN_LM),
             lm_weight=float(weights.alpha * _LN10),

@@ -257,6 +257,7 @@ def stay(
     after: Any,
     probs: Any,
     blank: int,
+    separator: int,
     pulled: Any,
     frame: int,
     links: Any,
@@ -265,6 +266,7 @@ def stay(
     """Make a candidate of every prefix as it is: by a blank, by its last token again, or from its parent.
 
     Args:
+        separator: a token that changes nothing when it is said again, even after a blank; or ``NONE``.
         after: ``(2, beam_width)``, receives the masses ending in a blank and in the last token.
         pulled: ``(beam_width, vocab)``, receives ``frame`` where a prefix and its child are both in the beam.
 
@@ -277,9 +279,9 @@ def stay(
         after[BLANKED, slot] = beam[TOTAL, slot] * probs[blank]
         after[SPOKEN, slot] = 0.0
         if token != NONE and probs[token] > 0.0:
-            mass = beam[SPOKEN, slot]
+            mass = beam[TOTAL if token == separator else SPOKEN, slot]
             parent = tree[nodes[slot], PARENT]
-            parent_slot = tree[parent, SLOT]
+            parent_slot = tree[parent, SLOT] if parent != NONE else NONE
             if parent_slot != NONE:
                 source = BLANKED if tree[parent, TOKEN] == token else TOTAL
                 mass += beam[source, parent_slot] * beam[FACTOR, slot]

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asr.device import has_fast_bf16
+from asr.device import has_matrix_units
 
 # Units per layer; below, oneDNN's is faster: its gradients fit the cache. Matrix units shorten the products here.
-MIN_SIZE = 256 if has_fast_bf16("cpu") else 320
+MIN_SIZE = 256 if has_matrix_units() else 320
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
 
