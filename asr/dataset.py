@@ -228,7 +228,7 @@ class SpeechDataset(Dataset[Batch]):
             return None
         numbers: dict[str, int] = {}
         # The folder of a member is its tar.
-        folders = (os.path.dirname(example.utterance.audio_text) for example in self.examples)
+        folders = (os.path.dirname(example.utterance.audio_file) for example in self.examples)
         return np.fromiter(
             (numbers.setdefault(one, len(numbers)) for one in folders), np.int64, len(self.examples)
         )

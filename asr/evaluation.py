@@ -165,7 +165,7 @@ def _with_text(example: Example) -> Utterance:
     utterance = example.utterance
     return Utterance(
         id=utterance.id,
-        audio_path=utterance.audio_path,
+        audio_file=utterance.audio_file,
         duration_seconds=utterance.duration_seconds,
         text=example.text,
         speaker=utterance.speaker,

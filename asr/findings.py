@@ -212,9 +212,9 @@ def _ends_before_file(splits: Sequence[ExaminedSplit]) -> Iterator[Finding]:
             suspects.append((split.name, split.utterances[position], seconds))
     if not suspects:
         return
-    uses = Counter(utterance.audio_text for split in splits for utterance in split.utterances)
+    uses = Counter(utterance.audio_file for split in splits for utterance in split.utterances)
     for name, utterance, seconds in suspects:
-        if uses[utterance.audio_text] == 1:
+        if uses[utterance.audio_file] == 1:
             detail = f"described as {utterance.duration_seconds:.2f} s, the file has {seconds:.2f} s"
             yield _finding("shorter_than_file", name, utterance, detail)
 
@@ -253,7 +253,7 @@ def _shared_audio(splits: Sequence[ExaminedSplit]) -> Iterator[Finding]:
                     continue  # all silence is alike
                 key = split.facts.digests[position].tobytes()
             else:
-                key = (utterance.audio_text, utterance.offset_seconds, utterance.duration_seconds)
+                key = (utterance.audio_file, utterance.offset_seconds, utterance.duration_seconds)
             other_split, other = first.setdefault(key, (split.name, example))
             if other is example:
                 continue
@@ -271,7 +271,7 @@ def _audio_numbers(split: ExaminedSplit, is_decoded: bool) -> NDArray[np.int64]:
         positions = np.fromiter((position for position, _ in _used(split)), np.int64, len(examples))
         return split.facts.digests[positions].view(np.int64)[:, 0]
     keys = (
-        (e.utterance.audio_text, e.utterance.offset_seconds, e.utterance.duration_seconds) for e in examples
+        (e.utterance.audio_file, e.utterance.offset_seconds, e.utterance.duration_seconds) for e in examples
     )
     return np.fromiter(map(hash, keys), np.int64, len(examples))
 

@@ -133,7 +133,7 @@ def _in_parallel(
 
 def _inspect(utterance: Utterance, header: Callable[[str], AudioInfo], decode: bool) -> _Inspected:
     try:
-        info = header(utterance.audio_text)
+        info = header(utterance.audio_file)
     except AudioError as error:
         return _Inspected(None, b"", [Problem("unreadable", str(error))])
     problem = segment_problem(utterance, info)
@@ -159,9 +159,9 @@ def audio_fingerprint(utterances: Sequence[Utterance], manifest_sha256: str) -> 
     digest = hashlib.sha256(f"{_CACHE_VERSION} {manifest_sha256}".encode())
     previous = None
     for utterance in utterances:
-        if utterance.audio_text == previous:
+        if utterance.audio_file == previous:
             continue
-        previous = utterance.audio_text
+        previous = utterance.audio_file
         try:
             status = os.stat(file_of(Path(previous)))
             digest.update(b"%d %d\n" % (status.st_size, status.st_mtime_ns))

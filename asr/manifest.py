@@ -201,7 +201,7 @@ def _parse_line(line: bytes, resolve: Callable[[str], str], allow_empty_text: bo
         raise _BadLineError(f"offset must not be negative, not {offset:g}")
     return Utterance(
         id=_label(record, "id"),
-        audio_path=resolve(audio_path),  # type: ignore[arg-type]  # kept as text anyway
+        audio_file=resolve(audio_path),
         duration_seconds=duration,
         text=text,
         speaker=sys.intern(_label(record, "speaker")),

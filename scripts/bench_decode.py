@@ -299,7 +299,7 @@ MakeDecoder = Callable[[float, float, int, float, TokenCut], Callable[[], Texts]
 """alpha, beta, beam width, score gap and what is considered → a decoder."""
 
 ALPHAS, BETAS = (0.3, 0.5, 0.7, 0.9, 1.2, 1.5), (-4.5, -3.0, -1.5, 0.0, 1.5, 3.0)
-WIDTHS, SCORE_GAPS = (10, 20, 50, 100, 200, 400), (6.0, 8.0, 12.0, 16.0)
+WIDTHS, SCORE_GAPS = (5, 10, 20, 50, 100, 200, 400), (6.0, 8.0, 12.0, 16.0)
 
 
 def token_cuts(vocab_size: int) -> tuple[list[TokenCut], list[TokenCut]]:

@@ -52,7 +52,7 @@ def texts(use: DataUse) -> str:
 
 def test_key_ignores_where_the_audio_lies_and_nothing_else() -> None:
     (one,) = some(1)
-    moved = dataclasses.replace(one, audio_path=Path("/elsewhere/x.flac"), text=" TEXT  0 ")
+    moved = dataclasses.replace(one, audio_file="/elsewhere/x.flac", text=" TEXT  0 ")
     assert utterance_key(moved) == utterance_key(one)
     for change in ({"id": "v"}, {"duration_seconds": 1.02}, {"text": "text"}):
         assert utterance_key(dataclasses.replace(one, **change)) != utterance_key(one)

@@ -64,7 +64,7 @@ def hostile_report() -> EvaluationReport:
     utterances = [
         Utterance(
             id=f"{i}{evil}",
-            audio_path=Path(f"/a/{evil}.wav"),
+            audio_file=f"/a/{evil}.wav",
             duration_seconds=1.0 + i,
             text=f"{evil} said",
             speaker=f"{evil}{i % 2}",

@@ -153,7 +153,7 @@ def _check(entry: Entry) -> Utterance | Exclusion:
     whole = abs(asked - rest) <= END_TOLERANCE_SECONDS
     return Utterance(
         id=entry.id,
-        audio_path=entry.audio_path.absolute(),
+        audio_file=str(entry.audio_path.absolute()),
         duration_seconds=rest if whole else asked,
         text=text,
         speaker=entry.speaker,

@@ -238,7 +238,7 @@ def _join(clips: Sequence[Utterance], target: Path, rng: random.Random) -> Utter
     soundfile.write(target, samples, sample_rate, subtype="PCM_16")
     return Utterance(
         id=target.stem,
-        audio_path=target.absolute(),
+        audio_file=str(target.absolute()),
         duration_seconds=len(samples) / sample_rate,
         text=" ".join(clip.text for clip in clips),
         speaker=clips[0].speaker,

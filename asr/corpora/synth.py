@@ -270,7 +270,7 @@ def _make_utterance(plan: _Plan, output: Path, seed: int) -> Utterance:
     offset_seconds = lead_samples / SAMPLE_RATE
     return Utterance(
         id=plan.id,
-        audio_path=path,
+        audio_file=str(path),
         duration_seconds=len(recording) / SAMPLE_RATE,
         text=plan.sentence.lower(),
         speaker=plan.speaker.id,

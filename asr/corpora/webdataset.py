@@ -165,7 +165,7 @@ class _ShardWriter:
         places = {member.name: member for member in _members(self._temporary)}
         for name, utterance in self._pending:
             place = member_path(path, name, places[name].offset_data, places[name].size)
-            self._done.append(replace(utterance, audio_path=place))
+            self._done.append(replace(utterance, audio_file=str(place)))
         os.replace(self._temporary, path)
         self._pending = []
         self._num_shards += 1

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -145,7 +144,7 @@ def _load(result: UtteranceResult, sample_rate: int) -> Tensor | None:
     """``(samples,)``; None where the file has gone since it was recognised."""
     utterance = Utterance(
         id=result.id,
-        audio_path=Path(result.audio_path),
+        audio_file=result.audio_path,
         duration_seconds=result.duration_seconds,
         text=result.reference,
         offset_seconds=result.offset_seconds,
