@@ -5,7 +5,6 @@ import fcntl
 import multiprocessing
 import signal
 from collections.abc import Sequence
-from contextlib import suppress
 from multiprocessing.context import BaseContext
 from multiprocessing.queues import Queue
 from multiprocessing.reduction import ForkingPickler
@@ -123,14 +122,8 @@ class AtOnce(Queue):  # type: ignore[type-arg]  # it takes no argument when it r
 
     The thread wakes the other process, which may take its place on the processor while it has the interpreter's
     lock: training then waits for milliseconds. What is written here (picks, and batches without their waveforms)
-    fits the pipe, and need not wait to be read.
+    fits a wide pipe, and need not wait to be read.
     """
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        own: Any = self
-        with suppress(OSError, AttributeError):  # only Linux has it, up to a limit of the machine
-            fcntl.fcntl(own._writer.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
     def put(self, value: Any, block: bool = True, timeout: float | None = None) -> None:
         own: Any = self
@@ -138,11 +131,25 @@ class AtOnce(Queue):  # type: ignore[type-arg]  # it takes no argument when it r
         with own._wlock:
             own._writer.send_bytes(ForkingPickler.dumps(value))
 
+    def is_wide(self) -> bool:
+        """Whether the pipe could be widened, which only Linux does, up to a limit of the machine."""
+        own: Any = self
+        try:
+            fcntl.fcntl(own._writer.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        except (OSError, AttributeError):
+            return False
+        return True
+
 
 def at_once() -> BaseContext:
-    """How processes are started here, with other queues."""
+    """How processes are started here, with other queues where pipes are wide enough for them."""
     context: Any = copy.copy(multiprocessing.get_context())
-    context.Queue = lambda maxsize=0: AtOnce(maxsize, ctx=context)
+
+    def make_queue(maxsize: int = 0) -> Any:
+        queue = AtOnce(maxsize, ctx=context)
+        return queue if queue.is_wide() else Queue(maxsize, ctx=context)
+
+    context.Queue = make_queue
     return context  # type: ignore[no-any-return]
 
 
