@@ -55,6 +55,27 @@ _CLIPPED_SHARE = 0.001
 _DC_OFFSET = 0.02
 
 
+def files_below(folder: Path) -> Iterator[Path]:
+    """Every file in and below a folder, in a fixed order; links to folders are followed, each folder once.
+
+    Nothing hidden, such as the ``._a.wav`` that some systems add.
+
+    Raises:
+        OSError: a folder cannot be listed.
+    """
+    seen = {os.path.realpath(folder)}  # links between folders may form a ring
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    for root, folders, names in os.walk(folder, onerror=stop, followlinks=True):
+        visible = sorted(name for name in folders if not name.startswith("."))
+        real = {name: os.path.realpath(os.path.join(root, name)) for name in visible}
+        folders[:] = [name for name in visible if real[name] not in seen]
+        seen.update(real.values())
+        yield from (Path(root, name) for name in sorted(names) if not name.startswith("."))
+
+
 @dataclass(frozen=True, slots=True)
 class AudioInfo:
     """What a file's header says; ``num_samples`` counts per channel, ``subtype`` is libsndfile's."""

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from asr import calibration, checkpoint, tuned_decoder
-from asr.audio import AUDIO_EXTENSIONS, AudioInfo, audio_info, describe_problems, load_audio
+from asr.audio import AUDIO_EXTENSIONS, AudioInfo, audio_info, describe_problems, files_below, load_audio
 from asr.calibration import Calibration
 from asr.cli import fail, given_options, launch, setup_logging
 from asr.config import TranscribeConfig
@@ -163,21 +163,10 @@ def _expanded(path: str) -> Iterator[AudioFile]:
 
 
 def _in_folder(folder: Path, relative: Path) -> Iterator[AudioFile]:
-    """Audio files in order, without hidden ones (such as the ``._a.wav`` that some systems add)."""
-    seen = {os.path.realpath(folder)}  # links between folders may form a ring
-
-    def stop(error: OSError) -> None:
-        raise error
-
-    for root, folders, names in os.walk(folder, onerror=stop, followlinks=True):
-        visible = sorted(name for name in folders if not name.startswith("."))
-        real = {name: os.path.realpath(os.path.join(root, name)) for name in visible}
-        folders[:] = [name for name in visible if real[name] not in seen]
-        seen.update(real.values())
-        for name in sorted(names):
-            path = Path(root, name)
-            if not name.startswith(".") and path.suffix.lower() in AUDIO_EXTENSIONS:
-                yield _audio_file(path, relative / path.relative_to(folder))
+    """Its audio files, in order."""
+    for path in files_below(folder):
+        if path.suffix.lower() in AUDIO_EXTENSIONS:
+            yield _audio_file(path, relative / path.relative_to(folder))
 
 
 def _matching(pattern: str) -> Iterator[AudioFile]:

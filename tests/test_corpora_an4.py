@@ -167,3 +167,25 @@ def test_real_folds_cover_every_utterance_once(real, tmp_path):
         u.id for fold in range(5) for u in an4.prepare(real, tmp_path, folds=5, fold=fold).splits["dev"]
     ]
     assert len(dev_ids) == len(set(dev_ids)) == 948
+
+
+def test_folders_may_be_links(tmp_path):
+    """Audio on another disk, and a ring of links, which is walked once."""
+    root = build(tmp_path / "an4")
+    (tmp_path / "disk").mkdir()
+    (root / "wav" / "an4_clstk").rename(tmp_path / "disk" / "clips")
+    (root / "wav" / "an4_clstk").symlink_to(tmp_path / "disk" / "clips")
+    (tmp_path / "disk" / "clips" / "ring").symlink_to(root / "wav")
+    corpus = an4.prepare(root, tmp_path / "out")
+    assert {split: len(part) for split, part in corpus.splits.items()} == {"train": 18, "dev": 2, "test": 4}
+    assert corpus.excluded == []
+
+
+def test_no_audio_for_any_training_utterance(tmp_path):
+    root = build(tmp_path / "an4")
+    (root / "wav" / "an4_clstk").rename(tmp_path / "elsewhere")
+    with pytest.raises(ManifestError, match=r"no utterance of the train part is usable \(20 missing audio\)"):
+        an4.prepare(root, tmp_path / "out")
+    (root / "wav").rename(tmp_path / "gone")
+    with pytest.raises(ManifestError, match=r"cannot list .*wav: No such file"):
+        an4.prepare(root, tmp_path / "out")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from asr.audio import AUDIO_EXTENSIONS, audio_info, load_audio, seconds_to_samples
+from asr.audio import AUDIO_EXTENSIONS, audio_info, files_below, load_audio, seconds_to_samples
 from asr.augment.streams import below
 from asr.errors import AudioError, ConfigError
 from asr.manifest import read_manifest
@@ -49,11 +49,7 @@ def list_files(path: str, option: str) -> list[Part]:
     """
     given = Path(path).expanduser()
     if given.is_dir():
-        files = sorted(
-            file
-            for file in given.rglob("*")
-            if file.suffix.lower() in AUDIO_EXTENSIONS and not file.name.startswith(".")
-        )
+        files = sorted(file for file in files_below(given) if file.suffix.lower() in AUDIO_EXTENSIONS)
         if not files:
             raise ConfigError(f"{option}={path} holds no audio files; name a folder (or a manifest) of them")
         return [Part(file.relative_to(given).as_posix(), file, 0.0, 0.0) for file in files]

@@ -21,6 +21,7 @@ from asr.corpora.collect import (
     Progress,
     Reason,
     collect,
+    count_reasons,
     index_audio,
     read_text,
 )
@@ -53,7 +54,7 @@ def prepare(
     Raw files are decoded to FLAC below ``output/audio``, because they carry no header.
 
     Raises:
-        ManifestError: when the train part's lists are not there.
+        ManifestError: when the train part's lists are not there, or none of its utterances can be used.
         ConfigError: for options out of range.
     """
     plan = SplitPlan(dev_fraction=dev_fraction, seed=seed, folds=folds, fold=fold)
@@ -72,6 +73,9 @@ def prepare(
     decoded = _decode_raw(entries, index.root, output / "audio", progress)
     collected = collect(decoded.entries, progress=progress)
     excluded = collected.excluded + decoded.excluded + excluded
+    if not collected.of("train"):
+        reasons = ", ".join(f"{count} {reason}" for reason, count in count_reasons(excluded).items())
+        raise ManifestError(f"{root}: no utterance of the train part is usable ({reasons})")
     carved = carve(collected.of("train"), [by_speaker()], plan)
     test = collected.of("test")
     notes = carved.notes if test else [*carved.notes, _why_no_test(root)]

@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from asr.audio import AUDIO_EXTENSIONS, END_TOLERANCE_SECONDS, AudioInfo, audio_info, file_of
+from asr.audio import AUDIO_EXTENSIONS, END_TOLERANCE_SECONDS, AudioInfo, audio_info, file_of, files_below
 from asr.errors import AudioError, ManifestError
 from asr.records import Utterance
 from asr.text import normalise
@@ -197,7 +197,11 @@ class AudioIndex:
 
 
 def index_audio(root: Path, further_suffixes: Collection[str] = ()) -> AudioIndex:
-    """Index every audio file below ``root``, by suffix; ``further_suffixes`` come after all others."""
+    """Index every audio file below ``root``, by suffix; ``further_suffixes`` come after all others.
+
+    Raises:
+        ManifestError: a folder cannot be listed.
+    """
 
     def preference(path: Path) -> tuple[bool, int, str]:
         suffix = path.suffix.lower()
@@ -205,10 +209,13 @@ def index_audio(root: Path, further_suffixes: Collection[str] = ()) -> AudioInde
         return suffix in further_suffixes, rank, path.name
 
     found: dict[str, list[Path]] = {}
-    for path in sorted(root.rglob("*")):
-        suffix = path.suffix.lower()
-        if (suffix in AUDIO_EXTENSIONS or suffix in further_suffixes) and not path.name.startswith("."):
-            found.setdefault(path.relative_to(root).with_suffix("").as_posix(), []).append(path)
+    try:
+        for path in files_below(root):
+            suffix = path.suffix.lower()
+            if suffix in AUDIO_EXTENSIONS or suffix in further_suffixes:
+                found.setdefault(path.relative_to(root).with_suffix("").as_posix(), []).append(path)
+    except OSError as error:
+        raise ManifestError(f"cannot list {error.filename}: {error.strerror}") from None
     return AudioIndex(root, {stem: sorted(paths, key=preference) for stem, paths in found.items()})
 
 

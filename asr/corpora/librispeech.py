@@ -7,6 +7,7 @@ a manifest of its own as well (``test-clean.jsonl``), because results are publis
 from collections.abc import Sequence
 from pathlib import Path
 
+from asr.audio import files_below
 from asr.corpora.collect import (
     SPLITS,
     AudioIndex,
@@ -94,7 +95,7 @@ def _chapter(utterance: Utterance) -> str:
 
 def _read_chapters(source: Path, subsets: list[str] | None) -> tuple[list[Entry], list[Exclusion]]:
     # resolved: the subset's name is needed even when source is "." inside of it
-    transcripts = sorted(source.resolve().rglob("*.trans.txt"))
+    transcripts = sorted(path for path in files_below(source.resolve()) if path.name.endswith(".trans.txt"))
     if not transcripts:
         raise ManifestError(f"{source} does not look like LibriSpeech: there is no *.trans.txt below it")
     present = sorted({_subset(path) for path in transcripts})

@@ -18,7 +18,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from asr.audio import AUDIO_EXTENSIONS, END_TOLERANCE_SECONDS, audio_info, cut_audio, file_of, member_path
+from asr.audio import (
+    AUDIO_EXTENSIONS,
+    END_TOLERANCE_SECONDS,
+    audio_info,
+    cut_audio,
+    file_of,
+    files_below,
+    member_path,
+)
 from asr.corpora.collect import (
     SPLIT_NAMES,
     Entry,
@@ -224,7 +232,7 @@ def prepare(
         ConfigError: options contradict each other.
     """
     plan = SplitPlan(dev_fraction, test_fraction, seed, folds, fold, split_by)
-    shards = [source] if source.is_file() else sorted(source.rglob("*.tar"))
+    shards = [source] if source.is_file() else [path for path in files_below(source) if path.suffix == ".tar"]
     if not shards:
         raise ManifestError(f"{source} holds no .tar shards")
     entries: list[Entry] = []
