@@ -9,7 +9,8 @@ The decoder looks for the text with the highest total score: the acoustic log-pr
 - else of the **acoustic model**: no search and no weight of this language model would have found the reference.
 
 This is the blame assignment of Chase, "Blame assignment for errors made by large vocabulary speech
-recognizers" (Eurospeech 1997), with exact CTC scores.
+recognizers" (Eurospeech 1997), with exact CTC scores. (A search with words sums the labellings of a text that differ
+in superfluous spaces. Here each text is one labelling, so what those sums alone decided counts as the search's.)
 """
 
 import math

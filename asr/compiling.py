@@ -27,7 +27,9 @@ def compiled_to_disk(function: Callable[..., Any], sources: Sequence[Path] = (),
     except RuntimeError:
         _warn_that_nothing_is_kept()
         return njit(**options)(function)
-    kept = dispatcher._cache._cache_file
+    if not hasattr(dispatcher, "_cache"):  # NUMBA_DISABLE_JIT
+        return dispatcher
+    kept = dispatcher._cache._cache_file  # as numba 0.68 calls it
     kept._source_stamp = (kept._source_stamp, *map(_digest, sources))
     return dispatcher
 

@@ -1,13 +1,7 @@
 """Manifests → loaders of training and dev batches, for Lightning."""
 
-import copy
-import fcntl
-import multiprocessing
 import signal
 from collections.abc import Sequence
-from multiprocessing.context import BaseContext
-from multiprocessing.queues import Queue
-from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,8 +12,6 @@ from asr.dataset import Example, SpeechDataset
 from asr.records import Batch
 from asr.sampler import BucketSampler, Pick, SequentialSampler, Share
 from asr.tokenizer import Tokenizer
-
-_PIPE_BYTES = 2**20  # 64 KiB by default
 
 
 class SpeechDataModule(pl.LightningDataModule):
@@ -90,7 +82,6 @@ class SpeechDataModule(pl.LightningDataModule):
             sampler=sampler,
             batch_size=None,
             collate_fn=as_it_is,  # torch's own goes through every string of the batch
-            multiprocessing_context=at_once() if self.num_workers else None,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             worker_init_fn=leave_signals_to_trainer,
@@ -115,42 +106,6 @@ class SpeechDataModule(pl.LightningDataModule):
 
 def as_it_is(batch: Any) -> Any:
     return batch
-
-
-class AtOnce(Queue):  # type: ignore[type-arg]  # it takes no argument when it runs
-    """Writes what it is given itself, where multiprocessing's leaves that to a thread.
-
-    The thread wakes the other process, which may take its place on the processor while it has the interpreter's
-    lock: training then waits for milliseconds. What is written here (picks, and batches without their waveforms)
-    fits a wide pipe, and need not wait to be read.
-    """
-
-    def put(self, value: Any, block: bool = True, timeout: float | None = None) -> None:
-        own: Any = self
-        own._sem.acquire()  # released by whoever gets it
-        with own._wlock:
-            own._writer.send_bytes(ForkingPickler.dumps(value))
-
-    def is_wide(self) -> bool:
-        """Whether the pipe could be widened, which only Linux does, up to a limit of the machine."""
-        own: Any = self
-        try:
-            fcntl.fcntl(own._writer.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        except (OSError, AttributeError):
-            return False
-        return True
-
-
-def at_once() -> BaseContext:
-    """How processes are started here, with other queues where pipes are wide enough for them."""
-    context: Any = copy.copy(multiprocessing.get_context())
-
-    def make_queue(maxsize: int = 0) -> Any:
-        queue = AtOnce(maxsize, ctx=context)
-        return queue if queue.is_wide() else Queue(maxsize, ctx=context)
-
-    context.Queue = make_queue
-    return context  # type: ignore[no-any-return]
 
 
 def leave_signals_to_trainer(worker_id: int) -> None:

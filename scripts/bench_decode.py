@@ -305,7 +305,11 @@ WIDTHS, SCORE_GAPS = (5, 10, 20, 50, 100, 200, 400), (6.0, 8.0, 12.0, 16.0)
 def token_cuts(vocab_size: int) -> tuple[list[TokenCut], list[TokenCut]]:
     """Five for us and five for flashlight, which knows no gap; the widest is last."""
     few, quarter, half, most = (int(share * vocab_size) for share in (0.15, 0.25, 0.5, 0.75))
-    ours = [TokenCut(quarter, 8.0), *(TokenCut(vocab_size, gap) for gap in (6.0, 8.0, 10.0, 12.0))]
+    ours = [
+        TokenCut(few, 12.0),
+        TokenCut(quarter, 10.0),
+        *(TokenCut(vocab_size, gap) for gap in (6.0, 8.0, 12.0)),
+    ]
     return ours, [TokenCut(number) for number in (few, quarter, half, most, vocab_size)]
 
 

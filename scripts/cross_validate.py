@@ -1,7 +1,7 @@
 """A recipe judged on speakers it has never heard: trained once per fold, every speaker held out once.
 
-Each fold is prepared, trained and decoded in a process of its own and kept, so that an interrupted run
-goes on where it stopped. Nothing is chosen on the speakers that are held out: the recipe is fixed, its
+Each fold is prepared and trained in processes of their own and kept, so that an interrupted cross-validation goes on
+with the folds that are missing. Nothing is chosen on the speakers that are held out: the recipe is fixed, its
 *last* weights are taken rather than the best on the held-out part, the language model is estimated from
 the fold's training text, and its weights are those that do best on the other folds.
 
@@ -13,6 +13,7 @@ the fold's training text, and its weights are those that do best on the other fo
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -77,32 +78,42 @@ class Decoded(NamedTuple):
 # --------------------------------------------------------------------------- one fold
 
 
-def run_command(command: Sequence[str | Path], log: Path) -> None:
-    """Run, with the output in ``log``; ``SystemExit`` shows its end when the command fails."""
-    log.parent.mkdir(parents=True, exist_ok=True)
+def make_once(module: str, arguments: Sequence[str], product: Path) -> None:
+    """Run ``python -m MODULE ARGUMENTS`` unless it has made ``product`` (a file or folder) before.
+
+    Beside the product, ``NAME.log`` keeps what the command printed, and ``NAME.json`` the command and its
+    processor minutes. What an interrupted command left is removed first.
+
+    Raises:
+        SystemExit: the command failed (its last words are shown), or the product was made by another one.
+    """
+    done, log = (product.with_name(f"{product.name}.{suffix}") for suffix in ("json", "log"))
+    if done.exists():
+        if json.loads(done.read_text(encoding="utf-8"))["command"] != [module, *arguments]:
+            raise SystemExit(f"{product} was made with other options (see {done}): give another --output")
+        return
+    if product.is_dir():
+        shutil.rmtree(product)
+    product.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", module, *arguments]
     with open(log, "w", encoding="utf-8") as file:
-        done = subprocess.run([str(part) for part in command], stdout=file, stderr=file, check=False)
-    if done.returncode != 0:
-        raise SystemExit(f"{' '.join(map(str, command))}\n{log.read_text(encoding='utf-8')[-2000:]}")
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+    if os.waitstatus_to_exitcode(status) != 0:
+        raise SystemExit(f"{' '.join(command)}\n{log.read_text(encoding='utf-8')[-2000:]}")
+    content = {"command": [module, *arguments], "cpu_minutes": (usage.ru_utime + usage.ru_stime) / 60}
+    done.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 def make(fold: Fold, options: argparse.Namespace) -> None:
     """Prepare and train, and estimate the language model, unless that is done."""
-    module = [sys.executable, "-m"]
-    if not (fold.data / "dev.jsonl").exists():
-        source = f"source={options.source}"
-        corpus = [f"corpus={options.corpus}", source, f"output={fold.data}", *fold.prepare]
-        run_command([*module, "asr.prepare", *corpus], fold.folder / "prepare.log")
-    if not (fold.run / "report.json").exists():
-        manifests = [f"data.{split}={fold.data / f'{split}.jsonl'}" for split in MANIFESTS]
-        # Never resumed half-way under other options: a fold is trained in one go, or again.
-        common = [f"run_dir={fold.run}", f"seed={options.seed}", "trainer.num_dev_samples=0"]
-        run_command(
-            [*module, "asr.train", *options.overrides, *manifests, *common], fold.folder / "train.log"
-        )
-    if not fold.lm.exists():
-        text = [f"text={fold.data / 'train.jsonl'}", f"order={options.lm_order}", f"output={fold.lm}"]
-        run_command([*module, "asr.lm", *text], fold.folder / "lm.log")
+    corpus = [f"corpus={options.corpus}", f"source={options.source}", f"output={fold.data}", *fold.prepare]
+    make_once("asr.prepare", corpus, fold.data)
+    manifests = [f"data.{split}={fold.data / f'{split}.jsonl'}" for split in MANIFESTS]
+    common = [f"run_dir={fold.run}", f"seed={options.seed}", "trainer.num_dev_samples=0"]
+    make_once("asr.train", [*options.overrides, *manifests, *common], fold.run)
+    text = [f"text={fold.data / 'train.jsonl'}", f"order={options.lm_order}", f"output={fold.lm}"]
+    make_once("asr.lm", text, fold.lm)
 
 
 def decode(checkpoint_path: Path, manifest: Path, lm: Path, vocabulary: str, cache: Path) -> Decoded:
@@ -265,8 +276,11 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="options of asr.train, e.g. experiment=an4-best")
     options = parser.parse_intermixed_args()
     options.output, options.source = options.output.absolute(), options.source.absolute()
-    os.environ.setdefault("OMP_NUM_THREADS", "1" if options.jobs > 1 else "")
+    if options.jobs > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     plan = plan_of(options)
+    if len(plan) < 2:
+        parser.error("one fold alone is no cross-validation: give --folds of 2 or more, or two --speakers")
     with ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(lambda fold: make(fold, options), plan))
     decoded = [

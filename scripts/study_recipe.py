@@ -22,10 +22,7 @@ import argparse
 import csv
 import fcntl
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,7 +32,7 @@ from typing import NamedTuple
 
 import numpy as np
 import yaml
-from cross_validate import decode
+from cross_validate import MANIFESTS, decode, make_once
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.console import Console
@@ -60,6 +57,11 @@ class Plan:
         unknown = set(content) - {"common", "trials"}
         if unknown or not content.get("trials"):
             raise SystemExit(f"{path}: needs trials: and may have common:, not {sorted(unknown)}")
+        slugs = [slug(name) for name in content["trials"]]
+        if len(set(slugs)) < len(slugs):
+            raise SystemExit(
+                f"{path}: two trials would share a folder: give them names that differ in letters or digits"
+            )
         return cls(
             content.get("common") or [], {name: options or [] for name, options in content["trials"].items()}
         )
@@ -73,14 +75,18 @@ class Judged(NamedTuple):
     minutes: float
 
 
+def slug(trial: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", trial.lower()).strip("-")
+
+
 def run_folder(output: Path, trial: str, seed: int) -> Path:
-    return output / f"{re.sub(r'[^a-z0-9]+', '-', trial.lower()).strip('-')}-{seed}"
+    return output / f"{slug(trial)}-{seed}"
 
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[bool]:
     """Whether this process may work on it; another one does otherwise."""
-    with open(folder.with_suffix(".lock"), "w", encoding="utf-8") as lock:
+    with open(folder.with_name(f"{folder.name}.lock"), "w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -89,40 +95,31 @@ def claimed(folder: Path) -> Iterator[bool]:
         yield True
 
 
-def train(folder: Path, options: list[str]) -> None:
-    """One training; its processor time is kept beside it."""
-    log = folder.with_suffix(".log")
-    fixed = [f"run_dir={folder}", "trainer.num_dev_samples=0", "logger.tensorboard=false"]
-    with open(log, "w", encoding="utf-8") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "asr.train", *options, *fixed], stdout=file, stderr=subprocess.STDOUT
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-    if os.waitstatus_to_exitcode(status) != 0:
-        raise SystemExit(f"{' '.join(options)}\n{log.read_text(encoding='utf-8')[-2000:]}")
-    cost = {"cpu_minutes": (usage.ru_utime + usage.ru_stime) / 60}
-    folder.with_suffix(".json").write_text(json.dumps(cost) + "\n", encoding="utf-8")
-
-
 def judge(folder: Path, manifest: Path, lm: Path, vocabulary: str) -> Judged:
     decoded = decode(folder / "checkpoints" / checkpoint.LAST, manifest, lm, vocabulary, folder / "emissions")
     defaults = TuneConfig()
     num_folds = min(defaults.folds, len(set(decoded.speakers)))
     with_lm = cross_fitted(decoded.grid, decoded.speakers, num_folds, defaults.seed)
-    cost = json.loads(folder.with_suffix(".json").read_text(encoding="utf-8"))
+    cost = json.loads(record(folder).read_text(encoding="utf-8"))
     errors = dict(zip(DECODERS, (decoded.greedy.errors, with_lm), strict=True))
     return Judged(decoded.num_words, errors, cost["cpu_minutes"])
 
 
+def record(folder: Path) -> Path:
+    """What :func:`cross_validate.make_once` writes when a training is done."""
+    return folder.with_name(f"{folder.name}.json")
+
+
 def make_all(plan: Plan, options: argparse.Namespace) -> None:
     """Every training that nobody has done or is doing, all trials with one seed before the next seed."""
+    manifests = [f"data.{split}={options.data / f'{split}.jsonl'}" for split in MANIFESTS]
     for seed in options.seeds:
         for name, own in plan.trials.items():
             folder = run_folder(options.output, name, seed)
             with claimed(folder) as is_mine:
-                if is_mine and not folder.with_suffix(".json").exists():
-                    print(f"training {folder.name}", flush=True)
-                    train(folder, [*plan.common, *own, f"seed={seed}"])
+                if is_mine:
+                    fixed = [f"run_dir={folder}", f"seed={seed}", "trainer.num_dev_samples=0"]
+                    make_once("asr.train", [*plan.common, *own, *manifests, *fixed], folder)
 
 
 def rates(runs: Mapping[int, Judged], decoder: str) -> str:
@@ -152,7 +149,7 @@ def report(plan: Plan, options: argparse.Namespace, lm: Path) -> None:
         done[name] = {
             seed: judge(folder, options.data / "dev.jsonl", lm, options.vocabulary)
             for seed, folder in folders.items()
-            if folder.with_suffix(".json").exists()
+            if record(folder).exists()
         }
     table = Table(title="dev word error rate, %")
     for column in ("trial", "seeds", *DECODERS, *(f"{name}, change" for name in DECODERS), "minutes"):
@@ -225,14 +222,14 @@ def main() -> None:
     parser.add_argument("--vocabulary", choices=["open", "closed"], default="closed")
     parser.add_argument("--table-only", action="store_true", help="train nothing")
     options = parser.parse_args()
+    options.output, options.data = options.output.absolute(), options.data.absolute()
     options.output.mkdir(parents=True, exist_ok=True)
     plan = Plan.read(options.plan)
     if not options.table_only:
         make_all(plan, options)
     lm = options.output / f"words-{options.lm_order}.arpa"
-    if not lm.exists():
-        text = [f"text={options.data / 'train.jsonl'}", f"order={options.lm_order}", f"output={lm}"]
-        subprocess.run([sys.executable, "-m", "asr.lm", *text], check=True, stdout=subprocess.DEVNULL)
+    text = [f"text={options.data / 'train.jsonl'}", f"order={options.lm_order}", f"output={lm}"]
+    make_once("asr.lm", text, lm)
     report(plan, options, lm)
     draw_curves(plan, options)
 

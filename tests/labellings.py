@@ -19,10 +19,11 @@ def acoustic_sums(log_probs: Tensor, blank: int) -> dict[tuple[int, ...], float]
 
 
 def without_superfluous_spaces(labelling: tuple[int, ...], tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Where bare spaces follow each other, or stand before everything else, only the first of them, or none, counts."""
+    """One bare space between words, none before the first or after the last."""
     space = tokenizer.tokens.index(" ")
     pairs = itertools.pairwise((space, *labelling))
-    return tuple(label for before, label in pairs if not label == before == space)
+    kept = [label for before, label in pairs if not label == before == space]
+    return tuple(kept[:-1] if kept[-1:] == [space] else kept)
 
 
 def merged(scores: dict[tuple[int, ...], float], tokenizer: Tokenizer) -> dict[tuple[int, ...], float]:

@@ -2,10 +2,7 @@
 
 import copy
 import math
-import os
-import signal
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
@@ -14,13 +11,12 @@ import pytest
 import soundfile
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 import asr.dataset
 from asr.audio import load_audio
 from asr.augment import WaveformAugmenter
 from asr.ctc import min_frames
-from asr.datamodule import SpeechDataModule, at_once
+from asr.datamodule import SpeechDataModule
 from asr.dataset import (
     DURATION_TOLERANCE_SECONDS,
     Example,
@@ -37,7 +33,7 @@ from asr.dataset import (
 )
 from asr.errors import AudioError
 from asr.records import Batch, Problem, Utterance
-from asr.sampler import BucketSampler, Pick
+from asr.sampler import Pick
 from asr.tokenizer import CharTokenizer
 
 RATE = 8000
@@ -143,8 +139,6 @@ def test_the_number_of_loader_processes_changes_nothing(examples: list[Example])
             datamodule.train_sampler.set_epoch(epoch)
             epochs += list(loader)
         loaded.append(epochs)
-        # Nothing beside the training loop competes with it for the interpreter.
-        assert not [thread.name for thread in threading.enumerate() if "Feeder" in thread.name]
     assert len(loaded[0]) == len(loaded[1])
     for one, other in zip(*loaded, strict=True):
         assert_same(one, other)
@@ -158,25 +152,6 @@ def test_a_batch_comes_from_a_loader_process_with_one_tensor_in_shared_memory(
     assert bytes(pickled).count(b"rebuild_storage") == 1
     assert_same(ForkingPickler.loads(pickled), batch)
     assert all(tensor.dtype == torch.int64 for tensor in copy.deepcopy(batch)[2:5])
-
-
-def test_a_loader_process_that_dies_stops_the_training(examples: list[Example]) -> None:
-    """With an error, not by waiting for ever."""
-
-    class Dying(SpeechDataset):
-        def __getitem__(self, picks: Sequence[Pick]) -> Batch:
-            os.kill(os.getpid(), signal.SIGKILL)
-            raise AssertionError
-
-    loader = DataLoader(
-        Dying(examples, sample_rate=RATE, tokenizer=TOKENIZER),
-        sampler=BucketSampler([1.0] * 10, max_utterances=3, max_seconds=10.0, seed=5),
-        batch_size=None,
-        num_workers=1,
-        multiprocessing_context=at_once(),
-    )
-    with pytest.raises(RuntimeError, match="exited unexpectedly"):
-        next(iter(loader))
 
 
 def test_an_utterance_does_not_depend_on_its_place_or_company(examples: list[Example]) -> None:

@@ -62,10 +62,8 @@ def flashlight(**options: object) -> Decoder:
 
 
 def scores_by_text(hypotheses: list[Hypothesis]) -> dict[str, float]:
-    """Texts that differ in superfluous spaces as one."""
-    scores: dict[str, float] = {}
-    for hypothesis in hypotheses:
-        scores[hypothesis.text] = np.logaddexp(scores.get(hypothesis.text, -np.inf), hypothesis.score)
+    scores = {hypothesis.text: hypothesis.score for hypothesis in hypotheses}
+    assert len(scores) == len(hypotheses)
     return scores
 
 

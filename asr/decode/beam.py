@@ -71,7 +71,8 @@ class BeamDecoder:
     """Prefix beam search (Hannun et al. 2014, arXiv 1408.2873).
 
     The score of a hypothesis is the natural log of the probability of its labelling, all alignments
-    summed, plus what ``scorer`` adds for its text.
+    summed, plus what ``scorer`` adds for its text. With a ``scorer`` (but for models of tokens) a labelling
+    stands for all that differ from it in superfluous spaces.
 
     Utterances of a batch are searched in parallel by threads; the compiled search holds no lock.
     Equally good prefixes at the edge of the beam are kept in the order in which they came.

@@ -21,6 +21,7 @@ from asr.decode.search_kernels import (
     FACTOR,
     NONE,
     ORIGIN,
+    PARENT,
     ROOT,
     SLOT,
     SMALLEST,
@@ -65,8 +66,9 @@ class Scoring(NamedTuple):
     - ``finish_words``: ``(states,)``, word of the language model finished in each state; ``NONE``: no word
     - ``finish_factors``: ``(states,)``, factor of finishing it, the language model not counted
     - ``starts_word``, ``has_body``: ``(vocab,)``, see :class:`asr.decode.lexicon.TokenSpellings`
-    - ``separator``: the token that is a space and nothing else. Said again between words, or before the first, it
-      changes nothing, so prefixes that differ in superfluous spaces are one. ``NONE``: there is none, or it counts
+    - ``separator``: the token that is a space and nothing else. Said again between words, before the first or
+      after the last, it changes nothing: texts that differ in superfluous spaces are one. ``NONE``: there is none,
+      or it counts
     - ``first_letter``, ``letters``: token ``t`` spells ``letters[first_letter[t] : first_letter[t + 1]]``
     - ``next_hotword_state``, ``hotword_bonus``, ``hotword_credit``, ``hotword_end``: see
       :class:`asr.decode.hotwords.Hotwords`; ``hotword_limit``: the largest factor of one token
@@ -215,8 +217,11 @@ def _split_shortlist(tokens: Any, num_tokens: int, scoring: Any, scratch: Any) -
 
 
 @compiled
-def _finish_sentence(nodes: Any, totals: Any, scoring: Any, lm: Any, notes: Any) -> bool:
-    """Multiply ``totals`` by what the end adds; false, and nothing done, where no prefix can end here."""
+def _finish_sentence(tree: Any, nodes: Any, totals: Any, scoring: Any, lm: Any, notes: Any) -> bool:
+    """Multiply ``totals`` by what the end adds; false, and nothing done, where no prefix can end here.
+
+    A last space adds nothing to a text: its mass goes to the prefix without it.
+    """
     states, lm_states, _ = notes
     ends = np.zeros(len(totals))
     for slot in range(len(totals)):
@@ -234,6 +239,13 @@ def _finish_sentence(nodes: Any, totals: Any, scoring: Any, lm: Any, notes: Any)
         ends[slot] = totals[slot] * factor
     if not ends.any():
         return False
+    for slot in range(len(totals)):
+        node = nodes[slot]
+        if node != ROOT and tree[node, TOKEN] == scoring.separator:
+            without = tree[tree[node, PARENT], SLOT]
+            if without != NONE:
+                ends[without] += ends[slot]
+                ends[slot] = 0.0
     totals[:] = ends
     return True
 
@@ -374,6 +386,7 @@ def prefix_search(
     separator = NONE
     if scoring is not None:
         notes, starting = _new_notes(len(tree), scoring.lm_start), np.empty(vocab_size, np.int32)
+        # The empty prefix is between words, as if a space had been read.
         separator = tree[ROOT, TOKEN] = scoring.separator
     log_scale = 0.0
     for frame in range(num_frames):
@@ -421,5 +434,5 @@ def prefix_search(
         log_scale += math.log(best)
     totals, is_complete = beam[TOTAL, :size], True
     if scoring is not None:
-        is_complete = _finish_sentence(nodes, totals, scoring, lm, notes)
+        is_complete = _finish_sentence(tree, nodes, totals, scoring, lm, notes)
     return write_best(tree, nodes, totals, log_scale, tokens_out, lengths_out, scores_out), is_complete

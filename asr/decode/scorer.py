@@ -105,7 +105,8 @@ class Scorer:
         lexicon = lexicon or Lexicon.empty()
         spellings = TokenSpellings.of(tokenizer)
         weights = weights or Weights()
-        word_lm = lm if lm_unit == "word" else None
+        lm_kind = NO_LM if lm is None else WORD_LM if lm_unit == "word" else TOKEN_LM
+        word_lm = lm if lm_kind == WORD_LM else None
         word_tables = _word_tables(lexicon, vocabulary == "open", word_lm, weights)
         self.scoring = Scoring(
             first_edge=word_tables.first_edge,
@@ -119,9 +120,9 @@ class Scorer:
             starts_word=spellings.starts_word,
             has_body=np.array([body != "" for body in spellings.bodies]),
             # To a model of tokens every space counts.
-            separator=NONE if spellings.separator is None or (lm and not word_lm) else spellings.separator,
+            separator=NONE if lm_kind == TOKEN_LM or spellings.separator is None else spellings.separator,
             **_hotword_tables(hotwords, spellings),
-            lm_unit=NO_LM if lm is None else (WORD_LM if lm_unit == "word" else TOKEN_LM),
+            lm_unit=lm_kind,
             lm_weight=float(weights.alpha * _LN10),
             lm_start=0 if lm is None else int(lm.start_state),
             lm_end=0 if lm is None else int(lm.end_id),

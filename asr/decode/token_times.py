@@ -17,6 +17,9 @@ from asr.tokenizer import Tokenizer
 
 _STAY, _STEP, _SKIP = 0, 1, 2
 
+# Of what is impossible in a frame: a labelling may stand for others (with more spaces) that are possible.
+_LEAST = -1e9
+
 
 class TokenTimes(NamedTuple):
     """First and last frame of each token, and its highest probability there; each ``(tokens,)``."""
@@ -27,7 +30,7 @@ class TokenTimes(NamedTuple):
 
 
 def token_times(log_probs: NDArray[np.float32], token_ids: Sequence[int], blank: int) -> TokenTimes:
-    """Align ``token_ids`` with ``log_probs`` ``(frames, vocab)``; some alignment must be possible."""
+    """Align ``token_ids`` with ``log_probs`` ``(frames, vocab)``; there must be enough frames."""
     starts = np.zeros(len(token_ids), np.int64)
     ends = np.zeros(len(token_ids), np.int64)
     peaks = np.zeros(len(token_ids), np.float64)
@@ -91,9 +94,9 @@ def _align(log_probs: Any, tokens: Any, blank: int, starts: Any, ends: Any, peak
                 token = tokens[state >> 1]
                 if state >= 3 and token != tokens[(state >> 1) - 1] and scores[state - 2] > best:
                     best, move = scores[state - 2], _SKIP
-                scores[state] = best + row[token]
+                scores[state] = best + max(row[token], _LEAST)
             else:
-                scores[state] = best + row[blank]
+                scores[state] = best + max(row[blank], _LEAST)
             moves[frame, state] = move
     state = num_states - 1
     if scores[state - 1] > scores[state]:

@@ -1,0 +1,70 @@
+"""scripts/study_recipe.py: what is done is kept, what was interrupted is made anew, other options are refused."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import TINY_OPTIONS, compose_config
+
+from asr.config import TrainConfig
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+@pytest.fixture
+def study(tiny_corpus: Any, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    def run(trials: dict[str, list[str]], *options: str) -> subprocess.CompletedProcess[str]:
+        plan = tmp_path / "plan.yaml"
+        plan.write_text(
+            yaml.safe_dump(
+                {"common": [*TINY_OPTIONS, "trainer.max_epochs=1"], "trials": trials}, sort_keys=False
+            )
+        )
+        folders = ["--data", str(tiny_corpus.folder), "--output", str(tmp_path / "runs")]
+        command = [sys.executable, str(SCRIPTS / "study_recipe.py"), "--plan", str(plan), *folders, *options]
+        environment = os.environ | {"COLUMNS": "200"}
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+    return run
+
+
+@pytest.mark.slow
+def test_a_study(study: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    half_done = tmp_path / "runs" / "fast-0"
+    (half_done / "checkpoints").mkdir(parents=True)
+    (half_done / "checkpoints" / "last.ckpt").write_text("interrupted")
+    trials = {"slow": ["optimizer.learning_rate=1e-4"], "fast": ["optimizer.learning_rate=1e-2"]}
+    done = study(trials)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "runs" / "plan.json").read_text())
+    assert list(found) == ["slow", "fast"]
+    assert found["fast"]["seeds"]["0"]["greedy"] <= 2
+    assert (tmp_path / "runs" / "plan.png").stat().st_size > 0
+    checkpoint = half_done / "checkpoints" / "last.ckpt"
+    written = checkpoint.stat().st_mtime_ns
+    again = study(trials)
+    assert again.returncode == 0, again.stderr
+    assert "slow" in again.stdout
+    assert checkpoint.stat().st_mtime_ns == written
+    changed = study(trials | {"fast": ["optimizer.learning_rate=1e-3"]})
+    assert changed.returncode == 1
+    assert "was made with other options" in changed.stderr
+
+
+def test_names_that_would_share_a_folder(study: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    refused = study({"rate 1e-3": [], "rate 1e_3": []})
+    assert refused.returncode == 1
+    assert "two trials would share a folder" in refused.stderr
+
+
+@pytest.mark.parametrize("plan", sorted(SCRIPTS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_plan_composes(plan: Path) -> None:
+    content = yaml.safe_load(plan.read_text())
+    for options in content["trials"].values():
+        compose_config("train", TrainConfig, [*content["common"], *options])
