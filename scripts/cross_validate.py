@@ -78,6 +78,21 @@ class Decoded(NamedTuple):
 # --------------------------------------------------------------------------- one fold
 
 
+def minutes_of(module: str, arguments: Sequence[str], product: Path) -> float | None:
+    """Processor minutes in which ``python -m MODULE ARGUMENTS`` made ``product``; None if it has not.
+
+    Raises:
+        SystemExit: it was made by another command.
+    """
+    record = product.with_name(f"{product.name}.json")
+    if not record.exists():
+        return None
+    content = json.loads(record.read_text(encoding="utf-8"))
+    if content["command"] != [module, *arguments]:
+        raise SystemExit(f"{product} was made with other options (see {record}): give another --output")
+    return float(content["cpu_minutes"])
+
+
 def make_once(module: str, arguments: Sequence[str], product: Path) -> None:
     """Run ``python -m MODULE ARGUMENTS`` unless it has made ``product`` (a file or folder) before.
 
@@ -87,11 +102,9 @@ def make_once(module: str, arguments: Sequence[str], product: Path) -> None:
     Raises:
         SystemExit: the command failed (its last words are shown), or the product was made by another one.
     """
-    done, log = (product.with_name(f"{product.name}.{suffix}") for suffix in ("json", "log"))
-    if done.exists():
-        if json.loads(done.read_text(encoding="utf-8"))["command"] != [module, *arguments]:
-            raise SystemExit(f"{product} was made with other options (see {done}): give another --output")
+    if minutes_of(module, arguments, product) is not None:
         return
+    record, log = (product.with_name(f"{product.name}.{suffix}") for suffix in ("json", "log"))
     if product.is_dir():
         shutil.rmtree(product)
     product.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +115,7 @@ def make_once(module: str, arguments: Sequence[str], product: Path) -> None:
     if os.waitstatus_to_exitcode(status) != 0:
         raise SystemExit(f"{' '.join(command)}\n{log.read_text(encoding='utf-8')[-2000:]}")
     content = {"command": [module, *arguments], "cpu_minutes": (usage.ru_utime + usage.ru_stime) / 60}
-    done.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    record.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 def make(fold: Fold, options: argparse.Namespace) -> None:

@@ -32,7 +32,7 @@ from typing import NamedTuple
 
 import numpy as np
 import yaml
-from cross_validate import MANIFESTS, decode, make_once
+from cross_validate import MANIFESTS, decode, make_once, minutes_of
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.console import Console
@@ -95,31 +95,30 @@ def claimed(folder: Path) -> Iterator[bool]:
         yield True
 
 
-def judge(folder: Path, manifest: Path, lm: Path, vocabulary: str) -> Judged:
+def training(plan: Plan, trial: str, seed: int, folder: Path, data: Path) -> list[str]:
+    """Options of ``asr.train`` for one training."""
+    manifests = [f"data.{split}={data / f'{split}.jsonl'}" for split in MANIFESTS]
+    fixed = [f"run_dir={folder}", f"seed={seed}", "trainer.num_dev_samples=0"]
+    return [*plan.common, *plan.trials[trial], *manifests, *fixed]
+
+
+def judge(folder: Path, minutes: float, manifest: Path, lm: Path, vocabulary: str) -> Judged:
     decoded = decode(folder / "checkpoints" / checkpoint.LAST, manifest, lm, vocabulary, folder / "emissions")
     defaults = TuneConfig()
     num_folds = min(defaults.folds, len(set(decoded.speakers)))
     with_lm = cross_fitted(decoded.grid, decoded.speakers, num_folds, defaults.seed)
-    cost = json.loads(record(folder).read_text(encoding="utf-8"))
     errors = dict(zip(DECODERS, (decoded.greedy.errors, with_lm), strict=True))
-    return Judged(decoded.num_words, errors, cost["cpu_minutes"])
-
-
-def record(folder: Path) -> Path:
-    """What :func:`cross_validate.make_once` writes when a training is done."""
-    return folder.with_name(f"{folder.name}.json")
+    return Judged(decoded.num_words, errors, minutes)
 
 
 def make_all(plan: Plan, options: argparse.Namespace) -> None:
     """Every training that nobody has done or is doing, all trials with one seed before the next seed."""
-    manifests = [f"data.{split}={options.data / f'{split}.jsonl'}" for split in MANIFESTS]
     for seed in options.seeds:
-        for name, own in plan.trials.items():
+        for name in plan.trials:
             folder = run_folder(options.output, name, seed)
             with claimed(folder) as is_mine:
                 if is_mine:
-                    fixed = [f"run_dir={folder}", f"seed={seed}", "trainer.num_dev_samples=0"]
-                    make_once("asr.train", [*plan.common, *own, *manifests, *fixed], folder)
+                    make_once("asr.train", training(plan, name, seed, folder, options.data), folder)
 
 
 def rates(runs: Mapping[int, Judged], decoder: str) -> str:
@@ -142,15 +141,14 @@ def difference(runs: Mapping[int, Judged], first: Mapping[int, Judged], decoder:
 
 
 def report(plan: Plan, options: argparse.Namespace, lm: Path) -> None:
-    """What is done so far, as a table and ``study.json``."""
-    done: dict[str, dict[int, Judged]] = {}
-    for name in plan.trials:
-        folders = {seed: run_folder(options.output, name, seed) for seed in options.seeds}
-        done[name] = {
-            seed: judge(folder, options.data / "dev.jsonl", lm, options.vocabulary)
-            for seed, folder in folders.items()
-            if record(folder).exists()
-        }
+    """What is done so far, as a table and ``PLAN.json``."""
+    done: dict[str, dict[int, Judged]] = {name: {} for name in plan.trials}
+    for name, runs in done.items():
+        for seed in options.seeds:
+            folder = run_folder(options.output, name, seed)
+            minutes = minutes_of("asr.train", training(plan, name, seed, folder, options.data), folder)
+            if minutes is not None:
+                runs[seed] = judge(folder, minutes, options.data / "dev.jsonl", lm, options.vocabulary)
     table = Table(title="dev word error rate, %")
     for column in ("trial", "seeds", *DECODERS, *(f"{name}, change" for name in DECODERS), "minutes"):
         table.add_column(column, justify="left" if column == "trial" else "right")

@@ -14,7 +14,6 @@ there is no large log-probability to lose digits in. Emissions are taken relativ
 occupancies are normalised per frame, so an error in a row's normaliser cannot spread to other frames.
 """
 
-import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +41,7 @@ def _compile(function: Callable[..., Any]) -> Any:
 
 
 def _compile_to_disk(function: Callable[..., Any]) -> Any:
-    return compiled_to_disk(function, nogil=True, error_model="numpy")
+    return compiled_to_disk(function, [Path(vectors.__file__)], nogil=True, error_model="numpy")
 
 
 @intrinsic
@@ -566,39 +565,31 @@ def _work_off_on_team(typing, run_team, num_threads, job):
     return types.void(types.int64, types.int64, job), generate
 
 
-def _compile_solver(vector_code: str) -> Any:
-    """numba's cache notices changes of this file only; ``vector_code`` makes it notice the other's too."""
+@_compile_to_disk
+def solve(
+    run_team, num_threads, utterances, next_place, scores, targets, input_lengths, target_lengths, weights, losses,
+    bad_frames, gradient, exponents, geometry, options,
+):  # fmt: skip
+    """Losses of ``utterances``, and ``weights`` times their gradients unless ``gradient`` is empty.
 
-    def solve(
-        run_team, num_threads, utterances, next_place, scores, targets, input_lengths, target_lengths, weights, losses,
-        bad_frames, gradient, exponents, geometry, options,
-    ):  # fmt: skip
-        """Losses of ``utterances``, and ``weights`` times their gradients unless ``gradient`` is empty.
-
-        - ``run_team``: address of the function GOMP_parallel that starts ``num_threads`` OpenMP threads, or
-          zero: then only the calling thread works
-        - ``next_place``: ``(1,)`` int64 zero; threads that share it share the utterances, taken in their order
-        - ``scores``, ``gradient``: all elements, flat, laid out as ``geometry`` says
-        - ``targets``: ``(batch, max_target_length)``; lengths and labels have been checked
-        - ``losses``: ``(batch,)`` in nats; +inf where there is no alignment, with a zero gradient
-        - ``bad_frames``: ``(batch,)`` int64, first frame whose probabilities do not sum to one; -1: none, or
-          not checked; 0 also if the loss is not a number
-        - ``exponents``: an empty array of the integer type as wide as the scores
-        """
-        vector_code  # noqa: B018  (a captured value is part of the cache key)
-        job = _Job(
-            utterances, next_place, scores, targets, input_lengths, target_lengths, weights, losses, bad_frames,
-            gradient, exponents, geometry, options,
-        )  # fmt: skip
-        if run_team == 0:
-            _work_off(job)
-        else:
-            _work_off_on_team(run_team, num_threads, job)
-            # A thread fails, if at all, before it takes an utterance.
-            if next_place[0] < len(utterances):
-                raise MemoryError("no memory for the forward variables of a CTC loss")
-
-    return _compile_to_disk(solve)
-
-
-solve = _compile_solver(hashlib.sha256(Path(vectors.__file__).read_bytes()).hexdigest())
+    - ``run_team``: address of the function GOMP_parallel that starts ``num_threads`` OpenMP threads, or
+      zero: then only the calling thread works
+    - ``next_place``: ``(1,)`` int64 zero; threads that share it share the utterances, taken in their order
+    - ``scores``, ``gradient``: all elements, flat, laid out as ``geometry`` says
+    - ``targets``: ``(batch, max_target_length)``; lengths and labels have been checked
+    - ``losses``: ``(batch,)`` in nats; +inf where there is no alignment, with a zero gradient
+    - ``bad_frames``: ``(batch,)`` int64, first frame whose probabilities do not sum to one; -1: none, or
+      not checked; 0 also if the loss is not a number
+    - ``exponents``: an empty array of the integer type as wide as the scores
+    """
+    job = _Job(
+        utterances, next_place, scores, targets, input_lengths, target_lengths, weights, losses, bad_frames,
+        gradient, exponents, geometry, options,
+    )  # fmt: skip
+    if run_team == 0:
+        _work_off(job)
+    else:
+        _work_off_on_team(run_team, num_threads, job)
+        # A thread fails, if at all, before it takes an utterance.
+        if next_place[0] < len(utterances):
+            raise MemoryError("no memory for the forward variables of a CTC loss")
