@@ -1093,12 +1093,13 @@ class PrepareConfig:
     num_utterances: int | None = None
     num_speakers: int | None = None
     grammar: str | None = None
+    checkpoint: str | None = None
 
     def __post_init__(self) -> None:
         check_choice(
             "corpus",
             self.corpus,
-            ["demo", "an4", "fsdd", "librispeech", "ljspeech", "folder", "lhotse", "webdataset"],
+            ["demo", "an4", "fsdd", "librispeech", "ljspeech", "folder", "lhotse", "webdataset", "spliced"],
         )
         if self.shards is not None and self.shard_bytes == 0:
             raise ConfigError(f"shards={self.shards} must be the size of a shard, such as 500MB or 1GB")

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from asr import cli
+from asr import cli, spliced
 from asr.config import PrepareConfig
 from asr.corpora import an4, collect, folder, fsdd, lhotse, librispeech, ljspeech, webdataset
 from asr.corpora.collect import SPLITS, Exclusion, PreparedCorpus
@@ -36,6 +36,7 @@ _READERS: Mapping[str, Callable[..., PreparedCorpus]] = {
     "folder": folder.prepare,
     "lhotse": lhotse.prepare,
     "webdataset": webdataset.prepare,
+    "spliced": spliced.prepare,
 }
 # Options of this command itself; all others belong to a corpus.
 _COMMON_OPTIONS = frozenset({"corpus", "source", "output", "download_dir", "mirror", "shards"})
@@ -215,6 +216,8 @@ def _archives(config: PrepareConfig) -> Sequence[Archive]:
         raise ConfigError("corpus=lhotse needs source=: a CutSet, or a folder of lhotse's manifests")
     if config.corpus == "webdataset":
         raise ConfigError("corpus=webdataset needs source=: a tar, or a folder of them")
+    if config.corpus == "spliced":
+        raise ConfigError("corpus=spliced needs source=: the folder of a prepared corpus")
     if config.corpus == "librispeech":
         return librispeech.archives(config.subsets)
     return {"an4": an4.ARCHIVES, "fsdd": fsdd.ARCHIVES, "ljspeech": ljspeech.ARCHIVES}[config.corpus]
@@ -299,7 +302,10 @@ def _write_excluded(path: Path, excluded: Sequence[Exclusion]) -> None:
 
 def _next_command(config: PrepareConfig, corpus: PreparedCorpus) -> str:
     output = Path(config.output)
-    if config.corpus not in {"folder", "lhotse", "webdataset"} and output == Path("data") / config.corpus:
+    if (
+        config.corpus not in {"folder", "lhotse", "webdataset", "spliced"}
+        and output == Path("data") / config.corpus
+    ):
         has_preset = (Path(cli.CONFIG_DIR) / "experiment" / f"{config.corpus}.yaml").is_file()
         return f"python -m asr.train {'experiment' if has_preset else 'data'}={config.corpus}"
     paths = [f"data.{split}={_manifest_path(output, split)}" for split in SPLITS if corpus.splits.get(split)]

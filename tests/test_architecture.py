@@ -30,6 +30,7 @@ RANKS = {
         "longform",
         "parity",
         "selection",
+        "spliced",
         "sweep",
         "tuned_decoder",
         "tuning",
@@ -44,7 +45,7 @@ ENTRY_POINTS = set(RANKS[6])
 # Siblings of one rank of which the first may know the second.
 SIBLINGS = {("config", "errors"), ("dataset", "sampler"), ("callbacks", "module"), ("averaging", "module")}
 SIBLINGS |= {("augment", "audio"), ("augment", "manifest"), ("sweep", "evaluation")}
-SIBLINGS |= {("parity", "longform")}
+SIBLINGS |= {("parity", "longform"), ("spliced", "checkpoint")}
 SIBLINGS |= {("dev_pictures", "module"), ("profiling", "module"), ("findings", "inspection")}
 
 MAY_IMPORT = {
