@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from asr import build
-from asr.augment import SpecAugment
+from asr.augment import FeatureAugmenter
 from asr.cli import launch, setup_logging
 from asr.config import AugmentPreviewConfig
 from asr.dataset import load_utterance, select_readable
@@ -42,7 +42,7 @@ def augment_preview(config: AugmentPreviewConfig) -> int:
     setup_logging()
     folder = make_folder(config.output)
     front_end = build.make_features(config.features).eval()
-    augmenter, spec_augment = build.make_augmenters(config.augment, front_end)
+    augmenter, augment_features = build.make_augmenters(config.augment, front_end)
     random = np.random.default_rng(config.seed)
     table = Table("utterance", "version", "changes", title=f"written to {folder}", title_justify="left")
     for utterance in choose(config, random):
@@ -54,7 +54,7 @@ def augment_preview(config: AugmentPreviewConfig) -> int:
             words = drawn.describe() or ["unchanged"]
             version = augmenter.apply(original, drawn)
             write_wav(folder, utterance, [str(number), *words], version, front_end.sample_rate)
-            panels.append(Panel("  ".join(words), spectrogram(front_end, version, spec_augment, seed)))
+            panels.append(Panel("  ".join(words), spectrogram(front_end, version, augment_features, seed)))
             table.add_row(utterance.id, str(number), ", ".join(words))
         title = f"{utterance.id}: {utterance.text}"
         picture = folder / f"{safe_name(utterance.id)}.png"
@@ -87,12 +87,12 @@ def choose(config: AugmentPreviewConfig, random: np.random.Generator) -> list[Ut
 
 
 def spectrogram(
-    front_end: SpectralFeatures, waveform: Tensor, mask: SpecAugment | None = None, seed: int = 0
+    front_end: SpectralFeatures, waveform: Tensor, augment: FeatureAugmenter | None = None, seed: int = 0
 ) -> Tensor:
     """``(frames, bins)`` features of ``(samples,)``, as the encoder would be given them."""
     with torch.inference_mode():
         features = front_end(waveform[None], torch.tensor([len(waveform)]))
-        return (features if mask is None else mask(features, torch.tensor([seed]))).features[0]
+        return (features if augment is None else augment(features, torch.tensor([seed]))).features[0]
 
 
 def write_wav(

@@ -7,12 +7,14 @@ from typing import Any
 from asr import text
 from asr.augment import (
     Codecs,
+    FeatureAugmenter,
     MeasuredRooms,
     RecordedNoise,
     SimulatedNoise,
     SimulatedRooms,
     SoundLibrary,
     SpecAugment,
+    VocalTractWarp,
     WaveformAugmenter,
     find_sounds,
 )
@@ -42,6 +44,7 @@ from asr.ctc import CTCLoss
 from asr.ctc.variants import VariantLoss, Variants
 from asr.decode.decoder import Decoder
 from asr.decode.greedy import GreedyDecoder
+from asr.errors import ConfigError
 from asr.features import LogMel, LogSpectrogram, Mfcc, SpectralFeatures
 from asr.models.acoustic import AcousticModel
 from asr.models.bilstm import BiLstmEncoder
@@ -112,11 +115,12 @@ def make_acoustic_model(features: FeaturesConfig, model: ModelConfig, vocab_size
 
 def make_augmenters(
     config: AugmentConfig, features: SpectralFeatures
-) -> tuple[WaveformAugmenter, SpecAugment]:
-    """What changes waveforms (in the loader) and what masks features (on the device).
+) -> tuple[WaveformAugmenter, FeatureAugmenter]:
+    """What changes waveforms (in the loader) and what changes features (on the device).
 
     Raises:
-        ConfigError: there are no recordings of noise or rooms where they should be.
+        ConfigError: there are no recordings of noise or rooms where they should be, or these features have no
+            frequencies that a vocal tract could move.
     """
     on_waveforms = WaveformAugmenter(
         speed_factors=config.speed_factors,
@@ -126,7 +130,7 @@ def make_augmenters(
         codecs=_make_codecs(config, features.sample_rate),
     )
     seconds_per_mask = config.seconds_per_time_mask
-    on_features = SpecAugment(
+    masks = SpecAugment(
         num_time_masks=config.num_time_masks,
         frames_per_time_mask=None if seconds_per_mask is None else seconds_per_mask / features.hop_seconds,
         max_time_frames=round(config.time_mask_seconds / features.hop_seconds),
@@ -134,7 +138,23 @@ def make_augmenters(
         num_mel_masks=config.num_mel_masks,
         max_mel_share=config.mel_mask_share,
     )
-    return on_waveforms, on_features
+    return on_waveforms, FeatureAugmenter(_make_vocal_tract(config, features), masks)
+
+
+def _make_vocal_tract(config: AugmentConfig, features: SpectralFeatures) -> VocalTractWarp | None:
+    if config.vtlp_factors == [1.0, 1.0]:
+        return None
+    bin_hertz = features.bin_hertz()
+    if bin_hertz is None:
+        raise ConfigError(
+            f"augment.vtlp_factors={config.vtlp_factors}: cepstra (features=mfcc) have no frequency axis to warp; "
+            "take features=logmel, or augment.vtlp_factors=[1.0,1.0]"
+        )
+    return VocalTractWarp(
+        bin_hertz=bin_hertz,
+        highest_hertz=features.sample_rate / 2,
+        factors=(config.vtlp_factors[0], config.vtlp_factors[1]),
+    )
 
 
 def _make_rooms(config: AugmentConfig, sample_rate: int) -> MeasuredRooms | SimulatedRooms | None:

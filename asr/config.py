@@ -150,6 +150,7 @@ class AugmentConfig:
     time_mask_share: float = 0.2
     num_mel_masks: int = 0
     mel_mask_share: float = 0.25
+    vtlp_factors: list[float] = field(default_factory=lambda: [1.0, 1.0], metadata=NEW_OPTION)
 
     def __post_init__(self) -> None:
         if not self.speed_factors:
@@ -172,6 +173,8 @@ class AugmentConfig:
             check_choice("augment.codecs", codec, ["mu_law", "gsm", "opus", "vorbis", "mp3"])
         if self.codec_probability > 0 and not self.codecs:
             raise ConfigError("augment.codecs is empty; name some, or set augment.codec_probability=0")
+        check_span("augment.vtlp_factors", self.vtlp_factors, at_least=0.5)
+        check_range("augment.vtlp_factors", self.vtlp_factors[1], at_most=2)
         check_range("augment.sound_cache_gib", self.sound_cache_gib, at_least=0)
         check_range("augment.num_time_masks", self.num_time_masks, at_least=0)
         check_range("augment.num_mel_masks", self.num_mel_masks, at_least=0)

@@ -5,6 +5,8 @@ All of them pad the signal with zeros at both ends and centre window ``t`` on sa
 and in any batch.
 """
 
+import math
+
 import torch
 import torchaudio
 from torch import Tensor, nn
@@ -95,6 +97,10 @@ class SpectralFeatures(nn.Module):
             feature_lengths = self.output_lengths(waveform_lengths)
             return Features(self._normalised(features, feature_lengths), feature_lengths)
 
+    def bin_hertz(self) -> Tensor | None:
+        """``(bins,)`` centre of each bin, ascending; None where bins are no bands of frequencies."""
+        raise TypeError(f"{type(self).__name__} must say which frequencies its bins are")
+
     def from_power(self, power: Tensor) -> Tensor:
         """``(batch, frames, fft_size // 2 + 1)`` power → ``(batch, frames, bins)`` log domain."""
         raise TypeError(f"{type(self).__name__} must say what it takes from the power spectrum")
@@ -125,6 +131,14 @@ class LogMel(SpectralFeatures):
             n_stft=self.fft_size // 2 + 1,
         )
 
+    def bin_hertz(self) -> Tensor | None:
+        # MelScale's triangles, on the scale of O'Shaughnessy (1987): equal distances in mel, the ends are no centres.
+        low, high = (
+            2595 * math.log10(1 + hertz / 700) for hertz in (self.mel_scale.f_min, self.mel_scale.f_max)
+        )
+        mels = torch.linspace(low, high, self.num_bins + 2, dtype=torch.float64)[1:-1]
+        return 700 * (10 ** (mels / 2595) - 1)
+
     def from_power(self, power: Tensor) -> Tensor:
         return (self.mel_scale(power.transpose(1, 2)).transpose(1, 2) + LOG_FLOOR).log()
 
@@ -139,6 +153,9 @@ class Mfcc(LogMel):
         self.num_bins = num_mfcc
         self.register_buffer("dct", torchaudio.functional.create_dct(num_mfcc, num_mels, norm="ortho"))
 
+    def bin_hertz(self) -> Tensor | None:
+        return None
+
     def from_power(self, power: Tensor) -> Tensor:
         return super().from_power(power) @ self.dct
 
@@ -149,6 +166,9 @@ class LogSpectrogram(SpectralFeatures):
     def __init__(self, **spectral: object) -> None:
         super().__init__(**spectral)  # type: ignore[arg-type]
         self.num_bins = self.fft_size // 2 + 1
+
+    def bin_hertz(self) -> Tensor | None:
+        return torch.linspace(0, self.sample_rate / 2, self.num_bins, dtype=torch.float64)
 
     def from_power(self, power: Tensor) -> Tensor:
         return (power + LOG_FLOOR).log()

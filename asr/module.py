@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from asr import parallel
-from asr.augment import SpecAugment
+from asr.augment import FeatureAugmenter
 from asr.ctc import CTCLoss, min_frames
 from asr.ctc.variants import VariantLoss
 from asr.decode.decoder import Decoder
@@ -71,7 +71,7 @@ class CtcModule(pl.LightningModule):
         training_loss: what training minimises.
         decoder: for the dev WER; the same that evaluation and transcription use.
         blank_id: to measure the share of blanks.
-        spec_augment: masks on the training features.
+        augment_features: what changes the training features.
         make_optimizer: model → optimizer.
         make_schedule: optimizer → schedule that is stepped after every optimizer step.
         normalise: transcript normalisation of hypotheses before scoring.
@@ -88,7 +88,7 @@ class CtcModule(pl.LightningModule):
         training_loss: VariantLoss,
         decoder: Decoder,
         blank_id: int,
-        spec_augment: SpecAugment,
+        augment_features: FeatureAugmenter,
         make_optimizer: Callable[[nn.Module], Optimizer],
         make_schedule: Callable[[Optimizer], LRScheduler],
         normalise: Callable[[str], str],
@@ -102,7 +102,7 @@ class CtcModule(pl.LightningModule):
         self.training_loss = training_loss
         self.decoder = decoder
         self.blank_id = blank_id
-        self.spec_augment = spec_augment
+        self.augment_features = augment_features
         self.make_optimizer = make_optimizer
         self.make_schedule = make_schedule
         self.normalise = normalise
@@ -157,12 +157,13 @@ class CtcModule(pl.LightningModule):
         return self.acoustic_model(batch.waveforms, batch.waveform_lengths)
 
     def _training_emissions(self, batch: Batch) -> Emissions:
-        """With masks, in as many views as the loss compares, and with what it needs of earlier layers."""
+        """Augmented, in as many views as the loss compares, and with what it needs of earlier layers."""
         variants, seeds = self.training_loss.variants, batch.seeds.cpu()
 
         def views(features: Features) -> Features:
             masked = [
-                self.spec_augment(features, seeds + view * _SECOND_VIEW) for view in range(variants.num_views)
+                self.augment_features(features, seeds + view * _SECOND_VIEW)
+                for view in range(variants.num_views)
             ]
             return masked[0] if len(masked) == 1 else Features(*map(torch.cat, zip(*masked, strict=True)))
 

@@ -200,7 +200,7 @@ def _validate(
         training_loss=make_training_loss(LossConfig(), TextConfig(), tokenizer),
         decoder=recogniser.decoder,
         blank_id=tokenizer.blank_id,
-        spec_augment=make_augmenters(AugmentConfig(), model.features)[1],
+        augment_features=make_augmenters(AugmentConfig(), model.features)[1],
         make_optimizer=lambda network: torch.optim.SGD(network.parameters(), lr=0.0),
         make_schedule=torch.optim.lr_scheduler.ConstantLR,
         normalise=recogniser.normalise,

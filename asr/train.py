@@ -308,7 +308,7 @@ def make_modules(
 ) -> tuple[SpeechDataModule, CtcModule]:
     """The Lightning views of data and model."""
     features = acoustic_model.features
-    waveform_augmenter, spec_augment = build.make_augmenters(
+    waveform_augmenter, augment_features = build.make_augmenters(
         build.masks_of_views(config.augment, config.loss), features
     )
     datamodule = SpeechDataModule(
@@ -339,7 +339,7 @@ def make_modules(
         training_loss=build.make_training_loss(config.loss, config.text, tokenizer),
         decoder=build.make_decoder(config.decoder, tokenizer, acoustic_model.seconds_per_frame),
         blank_id=tokenizer.blank_id,
-        spec_augment=spec_augment,
+        augment_features=augment_features,
         make_optimizer=lambda model: optim.make_optimizer(config.optimizer, model),
         make_schedule=lambda optimizer: optim.make_schedule(config.schedule, optimizer, num_steps),
         normalise=build.make_normalise(config.text),

@@ -77,7 +77,7 @@ def make_module(config: TrainConfig, num_steps: int) -> CtcModule:
         training_loss=build.make_training_loss(config.loss, config.text, tokenizer),
         decoder=build.make_decoder(config.decoder, tokenizer, model.seconds_per_frame),
         blank_id=tokenizer.blank_id,
-        spec_augment=build.make_augmenters(config.augment, model.features)[1],
+        augment_features=build.make_augmenters(config.augment, model.features)[1],
         make_optimizer=lambda network: optim.make_optimizer(config.optimizer, network),
         make_schedule=lambda optimizer: optim.make_schedule(config.schedule, optimizer, num_steps),
         normalise=build.make_normalise(config.text),

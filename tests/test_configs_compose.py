@@ -57,7 +57,7 @@ def build_everything(config: TrainConfig) -> None:
         config.tokenizer.vocab_size = 28  # type: ignore[attr-defined]  # three sentences give no 256 pieces
     tokenizer = build.make_tokenizer(config.tokenizer, TEXTS)
     model = build.make_acoustic_model(config.features, config.model, tokenizer.vocab_size)
-    _, spec_augment = build.make_augmenters(config.augment, model.features)
+    _, augment_features = build.make_augmenters(config.augment, model.features)
     optimizer = optim.make_optimizer(config.optimizer, model)
     schedule = optim.make_schedule(config.schedule, optimizer, num_steps=10)
     loss = build.make_loss(config.loss, tokenizer.blank_id)
@@ -67,7 +67,7 @@ def build_everything(config: TrainConfig) -> None:
     emissions = model(
         torch.randn(1, int(lengths)),
         lengths,
-        lambda features: spec_augment(features, torch.tensor([1])),
+        lambda features: augment_features(features, torch.tensor([1])),
         with_intermediate=True,
     )
     target = torch.tensor([tokenizer.encode("one")])

@@ -78,7 +78,7 @@ def test_validation(
         training_loss=make_training_loss(config.loss, config.text, tokenizer),
         decoder=make_decoder(config.decoder, tokenizer, recogniser.acoustic_model.seconds_per_frame),
         blank_id=tokenizer.blank_id,
-        spec_augment=make_augmenters(config.augment, recogniser.acoustic_model.features)[1],
+        augment_features=make_augmenters(config.augment, recogniser.acoustic_model.features)[1],
         make_optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.1),
         make_schedule=torch.optim.lr_scheduler.ConstantLR,
         normalise=recogniser.normalise,

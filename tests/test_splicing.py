@@ -112,7 +112,11 @@ def test_words_are_cut_where_they_end(ear: Recogniser, tiny_corpus: TinyCorpus) 
         assert one.borders[-1] == len(waveform) / TINY_RATE
         for word, begin, end in zip(one.words, one.borders, one.borders[1:], strict=False):
             piece = waveform[round(begin * TINY_RATE) : round(end * TINY_RATE)]
-            assert letters_in(piece) == "".join(letter for letter, _ in groupby(word)) or word in {"aa", "bb", "cc"}
+            assert letters_in(piece) == "".join(letter for letter, _ in groupby(word)) or word in {
+                "aa",
+                "bb",
+                "cc",
+            }
             # Two tones of 0.1 s and 0.04 s of silence after each letter; half of the space's 0.14 s is on either side.
             assert begin == 0 or end == one.borders[-1] or abs(end - begin - 0.42) < 0.05
 
@@ -163,7 +167,7 @@ def test_what_cannot_be_cut_is_named_and_stays(
     assert "as if all had the same" in notes
     assert "4 could not be cut" in " ".join(capsys.readouterr().out.split())
     tiny_corpus.write(tmp_path / "source" / "train.jsonl", lines[:3])
-    with pytest.raises(ManifestError, match="no utterance of .* can be cut"):
+    with pytest.raises(ManifestError, match="can be cut"):
         splice(tmp_path / "source", tmp_path / "none", "checkpoint=any.ckpt")
 
 

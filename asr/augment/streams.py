@@ -6,7 +6,7 @@ A stream of its own for each kind means that switching one on leaves the others 
 import torch
 
 # 3 is the stream of the training step (dropout and dither).
-SPEED_AND_LEVEL, MASKS, NOISE, ROOM, CODEC = 1, 2, 4, 5, 6
+SPEED_AND_LEVEL, MASKS, NOISE, ROOM, CODEC, VOCAL_TRACT = 1, 2, 4, 5, 6, 7
 
 
 def stream(seed: int, number: int) -> torch.Generator:
