@@ -26,7 +26,7 @@ import torchaudio.functional
 from rich.console import Console
 from rich.table import Table
 
-from asr.augment import RecordedNoise, SimulatedRooms, SoundLibrary, SpecAugment, find_sounds
+from asr.augment import RecordedNoise, SimulatedRooms, SoundLibrary, SpecAugment, VocalTractWarp, find_sounds
 from asr.augment.codecs import CODECS, code
 from asr.augment.rooms import reverberate
 from asr.augment.waveform import change_speed
@@ -61,6 +61,9 @@ def one_by_one(seconds: float, rate: int, repeats: int, folder: Path) -> dict[st
     mask = SpecAugment(
         num_time_masks=2, max_time_frames=40, max_time_share=0.1, num_mel_masks=2, max_mel_share=0.2
     )
+    warp = VocalTractWarp(
+        bin_hertz=torch.linspace(0, rate / 2, 80), highest_hertz=rate / 2, factors=(0.85, 1.15)
+    )
     batch = Features(torch.zeros(1, round(100 * seconds), 80), torch.tensor([round(100 * seconds)]))
     actions: dict[str, Callable[[], object]] = {
         "speed 0.9": lambda: change_speed(speech, 0.9),
@@ -68,6 +71,7 @@ def one_by_one(seconds: float, rate: int, repeats: int, folder: Path) -> dict[st
         "measured room of 1 s": lambda: reverberate(speech, room),
         "simulated room of 0.5 s": lambda: reverberate(speech, rooms.response(drawn_room)),
         **{name: (lambda name=name: code(speech, rate, name)) for name in CODECS},
+        "vocal tract": lambda: warp(batch, torch.tensor([1])),
         "SpecAugment": lambda: mask(batch, torch.tensor([1])),
     }
     return {name: milliseconds(action, repeats) for name, action in actions.items()}
