@@ -5,7 +5,7 @@ with the folds that are missing. Nothing is chosen on the speakers that are held
 *last* weights are taken rather than the best on the held-out part, the language model is estimated from
 the fold's training text, and its weights are those that do best on the other folds.
 
-    python scripts/cross_validate.py --corpus an4 --source AN4 --folds 5 --output cv/an4 experiment=an4-best
+    python scripts/cross_validate.py --corpus an4 --source AN4 --folds 5 --output cv/an4 experiment=an4
     python scripts/cross_validate.py --corpus fsdd --source FSDD --output cv/fsdd experiment=fsdd \\
         --speakers george,jackson,lucas,nicolas,theo,yweweler
 """
@@ -286,7 +286,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="folds trained at the same time")
     parser.add_argument("--lm-order", type=int, default=3)
     parser.add_argument("--vocabulary", choices=["open", "closed"], default="closed")
-    parser.add_argument("overrides", nargs="*", help="options of asr.train, e.g. experiment=an4-best")
+    parser.add_argument("overrides", nargs="*", help="options of asr.train, e.g. experiment=an4")
     options = parser.parse_intermixed_args()
     options.output, options.source = options.output.absolute(), options.source.absolute()
     if options.jobs > 1:

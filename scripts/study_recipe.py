@@ -2,7 +2,7 @@
 
 A plan names the trials, options of ``asr.train`` for each, and what all have in common:
 
-    common: [experiment=an4-best]
+    common: [experiment=an4]
     trials:
       recipe: []
       without dither: [features.dither=0]
