@@ -163,7 +163,7 @@ def test_a_source_is_never_overwritten_by_its_result(table, tmp_path):
 def test_every_option_belongs_to_some_corpus():
     values = {"connected": True, "subsets": ["x"], "split_by": "auto", "audio_column": "x"}
     taken = set()
-    for corpus in ("demo", "an4", "fsdd", "librispeech", "ljspeech", "folder"):
+    for corpus in ("demo", "an4", "fsdd", "librispeech", "ljspeech", "folder", "spliced"):
         for name in PrepareConfig.__dataclass_fields__:
             if name in ("corpus", "source", "output", "download_dir", "mirror", "shards"):
                 continue
