@@ -42,14 +42,17 @@ def prepare(
     Audio goes to ``output``/audio. What cannot be cut stays as it is, and a note names it.
 
     Raises:
-        ConfigError: no checkpoint.
-        ManifestError: no train manifest, nothing in it can be cut, or ``output`` is ``source``.
+        ConfigError: no checkpoint, or no utterances wanted.
+        ManifestError: no train manifest, nothing in it can be cut, ``output`` is ``source`` or cannot be
+            written.
     """
     if checkpoint is None:
         raise ConfigError("corpus=spliced needs checkpoint=: a model that can find the words, a run or .ckpt")
     manifests = {split: source / f"{split}.jsonl" for split in SPLITS}
     if not manifests["train"].is_file():
         raise ManifestError(f"{source} has no train.jsonl: give the folder that asr.prepare wrote")
+    if num_utterances is not None and num_utterances < 1:
+        raise ConfigError(f"num_utterances={num_utterances} must be at least 1")
     if output.resolve() == source.resolve():
         raise ManifestError(f"{source} would be overwritten by its own result: choose another output")
     splits = {split: read_manifest(path) for split, path in manifests.items() if path.is_file()}

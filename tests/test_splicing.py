@@ -171,6 +171,14 @@ def test_what_cannot_be_cut_is_named_and_stays(
         splice(tmp_path / "source", tmp_path / "none", "checkpoint=any.ckpt")
 
 
+@pytest.mark.usefixtures("hearing")
+def test_a_place_that_cannot_be_written_is_named(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "audio").write_text("a file where the folder should be")
+    with pytest.raises(ManifestError, match=r"cannot write .*spliced_000001\.flac"):
+        splice(tiny_corpus.folder, tmp_path / "new", "checkpoint=any.ckpt")
+
+
 def test_contradictions_are_named(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs checkpoint="):
         splice(tiny_corpus.folder, tmp_path)
@@ -178,6 +186,8 @@ def test_contradictions_are_named(tiny_corpus: TinyCorpus, tmp_path: Path) -> No
         prepare(compose_config("prepare", PrepareConfig, ["corpus=spliced", f"output={tmp_path}"]))
     with pytest.raises(ManifestError, match=r"no train\.jsonl"):
         splice(tmp_path, tmp_path, "checkpoint=any.ckpt")
+    with pytest.raises(ConfigError, match="num_utterances=0"):
+        splice(tiny_corpus.folder, tmp_path, "checkpoint=any.ckpt", "num_utterances=0")
     with pytest.raises(ManifestError, match="overwritten"):
         splice(tiny_corpus.folder, tiny_corpus.folder, "checkpoint=any.ckpt")
 

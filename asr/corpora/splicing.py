@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from asr.audio import load_audio
 from asr.corpora.collect import Progress
+from asr.errors import ManifestError
 from asr.records import Utterance
 
 MAX_PIECE_WORDS = 4
@@ -122,14 +123,13 @@ def splice(
 
     Raises:
         AudioError: a recording can no longer be read.
-        OSError: a file cannot be written.
+        ManifestError: a file cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     spliced = []
     for number, pieces in enumerate(draw(sources, num_utterances, seed), start=1):
         samples = np.concatenate([piece.load(sample_rate) for piece in pieces])
         target = folder / f"spliced_{number:06d}.flac"
-        soundfile.write(target, samples, sample_rate, subtype="PCM_16")
+        _write(target, samples, sample_rate)
         spliced.append(
             Utterance(
                 id=target.stem,
@@ -143,3 +143,11 @@ def splice(
         if progress is not None:
             progress("joining words anew", number, num_utterances)
     return spliced
+
+
+def _write(target: Path, samples: FloatArray, sample_rate: int) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(target, samples, sample_rate, subtype="PCM_16")
+    except (OSError, soundfile.SoundFileError) as error:
+        raise ManifestError(f"cannot write {target}: {error}") from None
