@@ -15,21 +15,20 @@ by heart (Northcutt et al., "Confident learning", 2021).
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from torch import Tensor
 
 from asr.ctc.align import AlignmentError, occupancy
 from asr.ctc.paths import collapse
-from asr.dataset import Example, load_utterance, select_readable
+from asr.dataset import Example, select_readable
 from asr.errors import AudioError
-from asr.pipeline import Recognised, recognise_batches
+from asr.pipeline import recognise_examples
 from asr.recogniser import Recogniser
 from asr.records import Hypothesis, Utterance
 from asr.report.json_report import Exclusion
 from asr.report.label_errors import Fit, LabelErrorReport, Suspect
-from asr.sampler import batches_by_length
 
 STRETCH_SECONDS = 0.5
 
@@ -57,15 +56,15 @@ def find_label_errors(
             examples.append(example)
         else:
             excluded[example.utterance.id] = reason
-    batches = batches_by_length(
-        [example.utterance.duration_seconds for example in examples],
-        max_utterances=max_batch_utterances,
-        max_seconds=max_batch_seconds,
-    )
     fits: dict[int, list[Fit]] = {}  # by example
     num_done = 0
     for recogniser in recognisers:
-        for batch in _recognised(recogniser, examples, batches):
+        for batch in recognise_examples(
+            recogniser,
+            examples,
+            max_batch_utterances=max_batch_utterances,
+            max_batch_seconds=max_batch_seconds,
+        ):
             for one in batch:
                 if isinstance(one.result, AudioError):
                     excluded[examples[one.item].utterance.id] = str(one.result)
@@ -78,17 +77,6 @@ def find_label_errors(
     suspects = [_suspect(examples[index], found) for index, found in fits.items()]
     suspects.sort(key=lambda one: (-one.suspicion, one.id))
     return LabelErrorReport(tuple(suspects), tuple(Exclusion(*item) for item in excluded.items()))
-
-
-def _recognised(
-    recogniser: Recogniser, examples: Sequence[Example], batches: Sequence[Sequence[int]]
-) -> Iterator[list[Recognised[int]]]:
-    return recognise_batches(
-        recogniser,
-        batches,
-        load=lambda index: load_utterance(examples[index].utterance, recogniser.sample_rate),
-        name=lambda index: examples[index].utterance.id,
-    )
 
 
 def _unjudgeable(example: Example, recognisers: Sequence[Recogniser]) -> str | None:

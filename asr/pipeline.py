@@ -19,11 +19,13 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from asr.dataset import Example, load_utterance
 from asr.decode.decoder import DecodeError, Decoder
 from asr.device import SideStream
 from asr.errors import AudioError
 from asr.recogniser import Recogniser
 from asr.records import Emissions, Hypothesis
+from asr.sampler import batches_by_length
 
 LOADER_THREADS = 2
 DECODE_AHEAD = 2
@@ -69,6 +71,27 @@ class _Batch(Generic[ItemT]):
     items: list[ItemT]
     audio: list[Tensor | AudioError]
     pending: _Pending | None
+
+
+def recognise_examples(
+    recogniser: Recogniser,
+    examples: Sequence[Example],
+    *,
+    max_batch_utterances: int,
+    max_batch_seconds: float,
+) -> Iterator[list[Recognised[int]]]:
+    """:func:`recognise_batches` of a manifest's examples, batched by length; an item is an example's position."""
+    batches = batches_by_length(
+        [example.utterance.duration_seconds for example in examples],
+        max_utterances=max_batch_utterances,
+        max_seconds=max_batch_seconds,
+    )
+    return recognise_batches(
+        recogniser,
+        batches,
+        load=lambda position: load_utterance(examples[position].utterance, recogniser.sample_rate),
+        name=lambda position: examples[position].utterance.id,
+    )
 
 
 def recognise_batches(

@@ -15,13 +15,12 @@ from asr.config import GreedyConfig
 from asr.corpora.collect import SPLITS, PreparedCorpus, Progress
 from asr.corpora.splicing import CutUtterance, quietest_sample, splice
 from asr.ctc.align import AlignmentError, WordSpan, forced_align, word_spans
-from asr.dataset import Example, load_utterance, select_readable
+from asr.dataset import Example, select_readable
 from asr.errors import AudioError, ConfigError, ManifestError, TextError
 from asr.manifest import read_manifest
-from asr.pipeline import Recognised, recognise_batches
+from asr.pipeline import Recognised, recognise_examples
 from asr.recogniser import Recogniser
 from asr.records import Utterance
-from asr.sampler import batches_by_length
 
 _MAX_BATCH_UTTERANCES = 16
 _MAX_BATCH_SECONDS = 240.0
@@ -86,18 +85,13 @@ def cut_between_words(
     readable = select_readable(utterances, recogniser.normalise)
     uncut = {one.id: one.reason for one in readable.exclusions}
     examples = readable.examples
-    batches = batches_by_length(
-        [example.utterance.duration_seconds for example in examples],
-        max_utterances=_MAX_BATCH_UTTERANCES,
-        max_seconds=_MAX_BATCH_SECONDS,
-    )
     cut: dict[int, CutUtterance] = {}
     num_done = 0
-    for batch in recognise_batches(
+    for batch in recognise_examples(
         recogniser,
-        batches,
-        load=lambda index: load_utterance(examples[index].utterance, recogniser.sample_rate),
-        name=lambda index: examples[index].utterance.id,
+        examples,
+        max_batch_utterances=_MAX_BATCH_UTTERANCES,
+        max_batch_seconds=_MAX_BATCH_SECONDS,
     ):
         for one in batch:
             example = examples[one.item]

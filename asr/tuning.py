@@ -22,13 +22,12 @@ from numpy.typing import NDArray
 from torch.nn.utils.rnn import pad_sequence
 
 from asr.config import DecoderConfig
-from asr.dataset import Example, load_utterance, select_readable
+from asr.dataset import Example, select_readable
 from asr.decode.decoder import Decoder
 from asr.errors import AudioError, ManifestError
-from asr.pipeline import recognise_batches
+from asr.pipeline import recognise_examples
 from asr.recogniser import Recogniser
 from asr.records import Emissions, Utterance
-from asr.sampler import batches_by_length
 from asr.score import ErrorCounts, count_words, total
 
 CACHE_VERSION = 1
@@ -92,18 +91,13 @@ def cached_emissions(
     folder.mkdir(parents=True, exist_ok=True)
     temporary = data_path.with_name(f".{data_path.name}.{os.getpid()}.tmp")
     found: list[tuple[Example, int]] = []
-    batches = batches_by_length(
-        [example.utterance.duration_seconds for example in readable],
-        max_utterances=max_batch_utterances,
-        max_seconds=max_batch_seconds,
-    )
     with open(temporary, "wb") as file:
         num_done = 0
-        for batch in recognise_batches(
+        for batch in recognise_examples(
             recogniser,
-            batches,
-            load=lambda number: load_utterance(readable[number].utterance, recogniser.sample_rate),
-            name=lambda number: readable[number].utterance.id,
+            readable,
+            max_batch_utterances=max_batch_utterances,
+            max_batch_seconds=max_batch_seconds,
         ):
             for one in batch:
                 if not isinstance(one.result, AudioError) and one.log_probs is not None:
