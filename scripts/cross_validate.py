@@ -8,14 +8,18 @@ the fold's training text, and its weights are those that do best on the other fo
     python scripts/cross_validate.py --corpus an4 --source AN4 --folds 5 --output cv/an4 experiment=an4
     python scripts/cross_validate.py --corpus fsdd --source FSDD --output cv/fsdd experiment=fsdd \\
         --speakers george,jackson,lucas,nicolas,theo,yweweler
+
+``--first OPTIONS`` makes it two trainings: a first one with these options, whose model splices more utterances from the
+fold's training part (``asr.prepare corpus=spliced``), and one on both that begins with its weights:
+
+    python scripts/cross_validate.py --corpus an4 --source AN4 --folds 5 --output cv/an4-best \\
+        --first "experiment=an4 trainer.max_epochs=80" experiment=an4-best
 """
 
 import argparse
 import json
 import os
-import shutil
-import subprocess
-import sys
+import shlex
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +30,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from recipes import Recipe, Step, last_weights
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import t as student
@@ -37,7 +42,6 @@ from asr.manifest import manifest_sha256, read_manifest
 from asr.stats import Interval, compare_paired, rate_interval
 from asr.tuning import Trial, Trials, cached_emissions, choose_weights
 
-MANIFESTS = ("train", "dev")
 _PREPARE = {"an4": [], "fsdd": ["connected=true", "connected_passes=4", f"test_speaker={fsdd.NO_SPEAKER}"]}
 
 
@@ -52,14 +56,6 @@ class Fold:
     @property
     def data(self) -> Path:
         return self.folder / "data"
-
-    @property
-    def run(self) -> Path:
-        return self.folder / "run"
-
-    @property
-    def last(self) -> Path:
-        return self.run / "checkpoints" / checkpoint.LAST
 
     @property
     def lm(self) -> Path:
@@ -78,55 +74,18 @@ class Decoded(NamedTuple):
 # --------------------------------------------------------------------------- one fold
 
 
-def minutes_of(module: str, arguments: Sequence[str], product: Path) -> float | None:
-    """Processor minutes in which ``python -m MODULE ARGUMENTS`` made ``product``; None if it has not.
-
-    Raises:
-        SystemExit: it was made by another command.
-    """
-    record = product.with_name(f"{product.name}.json")
-    if not record.exists():
-        return None
-    content = json.loads(record.read_text(encoding="utf-8"))
-    if content["command"] != [module, *arguments]:
-        raise SystemExit(f"{product} was made with other options (see {record}): give another --output")
-    return float(content["cpu_minutes"])
-
-
-def make_once(module: str, arguments: Sequence[str], product: Path) -> None:
-    """Run ``python -m MODULE ARGUMENTS`` unless it has made ``product`` (a file or folder) before.
-
-    Beside the product, ``NAME.log`` keeps what the command printed, and ``NAME.json`` the command and its
-    processor minutes. What an interrupted command left is removed first.
-
-    Raises:
-        SystemExit: the command failed (its last words are shown), or the product was made by another one.
-    """
-    if minutes_of(module, arguments, product) is not None:
-        return
-    record, log = (product.with_name(f"{product.name}.{suffix}") for suffix in ("json", "log"))
-    if product.is_dir():
-        shutil.rmtree(product)
-    product.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", module, *arguments]
-    with open(log, "w", encoding="utf-8") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-    if os.waitstatus_to_exitcode(status) != 0:
-        raise SystemExit(f"{' '.join(command)}\n{log.read_text(encoding='utf-8')[-2000:]}")
-    content = {"command": [module, *arguments], "cpu_minutes": (usage.ru_utime + usage.ru_stime) / 60}
-    record.write_text(json.dumps(content) + "\n", encoding="utf-8")
-
-
-def make(fold: Fold, options: argparse.Namespace) -> None:
+def make(fold: Fold, recipe: Recipe, options: argparse.Namespace) -> None:
     """Prepare and train, and estimate the language model, unless that is done."""
-    corpus = [f"corpus={options.corpus}", f"source={options.source}", f"output={fold.data}", *fold.prepare]
-    make_once("asr.prepare", corpus, fold.data)
-    manifests = [f"data.{split}={fold.data / f'{split}.jsonl'}" for split in MANIFESTS]
-    common = [f"run_dir={fold.run}", f"seed={options.seed}", "trainer.num_dev_samples=0"]
-    make_once("asr.train", [*options.overrides, *manifests, *common], fold.run)
-    text = [f"text={fold.data / 'train.jsonl'}", f"order={options.lm_order}", f"output={fold.lm}"]
-    make_once("asr.lm", text, fold.lm)
+    corpus = (f"corpus={options.corpus}", f"source={options.source}", f"output={fold.data}", *fold.prepare)
+    Step("asr.prepare", corpus, fold.data).make_once()
+    for step in recipe.steps(fold.folder, fold.data, options.seed):
+        step.make_once()
+    estimation_of_lm(fold.data, options.lm_order, fold.lm).make_once()
+
+
+def estimation_of_lm(data: Path, order: int, lm: Path) -> Step:
+    """Of the training text."""
+    return Step("asr.lm", (f"text={data / 'train.jsonl'}", f"order={order}", f"output={lm}"), lm)
 
 
 def decode(checkpoint_path: Path, manifest: Path, lm: Path, vocabulary: str, cache: Path) -> Decoded:
@@ -219,7 +178,7 @@ def bounds(interval: Interval) -> tuple[float, float]:
     return interval.low, interval.high
 
 
-def report(plan: Sequence[Fold], folds: Sequence[Decoded], output: Path, overrides: Sequence[str]) -> None:
+def report(plan: Sequence[Fold], folds: Sequence[Decoded], output: Path, recipe: Recipe) -> None:
     """Table on the terminal and ``cross_validation.json``."""
     fitted = cross_fit(folds)
     by_decoder = {
@@ -253,7 +212,7 @@ def report(plan: Sequence[Fold], folds: Sequence[Decoded], output: Path, overrid
     )
     weights = [{"alpha": one.alpha, "beta": one.beta} for one in fitted]
     content = {
-        "overrides": list(overrides),
+        "recipe": asdict(recipe),
         "summaries": summaries,
         "weights": weights,
         "lm_against_greedy": asdict(paired),
@@ -281,6 +240,7 @@ def main() -> None:
     parser.add_argument("--source", type=Path, required=True, help="where the corpus is")
     parser.add_argument("--folds", type=int, default=5, help="of speakers")
     parser.add_argument("--speakers", metavar="A,B,...", help="one fold for each of these (fsdd) instead")
+    parser.add_argument("--first", metavar="OPTIONS", help="of a first training, which splices (see above)")
     parser.add_argument("--output", type=Path, required=True, help="folder of the folds")
     parser.add_argument("--seed", type=int, default=0, help="of the trainings")
     parser.add_argument("--jobs", type=int, default=1, help="folds trained at the same time")
@@ -294,13 +254,21 @@ def main() -> None:
     plan = plan_of(options)
     if len(plan) < 2:
         parser.error("one fold alone is no cross-validation: give --folds of 2 or more, or two --speakers")
+    first = None if options.first is None else tuple(shlex.split(options.first))
+    recipe = Recipe(tuple(options.overrides), first)
     with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(lambda fold: make(fold, options), plan))
+        list(pool.map(lambda fold: make(fold, recipe, options), plan))
     decoded = [
-        decode(fold.last, fold.data / "dev.jsonl", fold.lm, options.vocabulary, fold.folder / "emissions")
+        decode(
+            last_weights(fold.folder),
+            fold.data / "dev.jsonl",
+            fold.lm,
+            options.vocabulary,
+            fold.folder / "emissions",
+        )
         for fold in plan
     ]
-    report(plan, decoded, options.output, options.overrides)
+    report(plan, decoded, options.output, recipe)
 
 
 if __name__ == "__main__":

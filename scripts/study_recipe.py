@@ -7,6 +7,8 @@ A plan names the trials, options of ``asr.train`` for each, and what all have in
       recipe: []
       without dither: [features.dither=0]
 
+``first: [options]`` makes each of them two trainings, as in recipes.py.
+
 Each trial is trained once per seed, in a process of its own, and judged by its *last* weights, so that
 nothing was chosen on the dev set but what the reader chooses from the table. Language-model weights are those
 that the other dev speakers choose. Every trial is compared with the first, paired by utterance, over the
@@ -25,20 +27,20 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
 import yaml
-from cross_validate import MANIFESTS, decode, make_once, minutes_of
+from cross_validate import decode, estimation_of_lm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from recipes import Recipe, last_weights
 from rich.console import Console
 from rich.table import Table
 
-from asr import checkpoint
 from asr.config import TuneConfig
 from asr.stats import compare_paired, rate_interval
 from asr.tuning import cross_fitted
@@ -48,23 +50,23 @@ DECODERS = ("greedy", "beam + LM")
 
 @dataclass(frozen=True)
 class Plan:
-    common: list[str]
-    trials: dict[str, list[str]]
+    trials: dict[str, Recipe]
 
     @classmethod
     def read(cls, path: Path) -> "Plan":
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        unknown = set(content) - {"common", "trials"}
+        unknown = set(content) - {"first", "common", "trials"}
         if unknown or not content.get("trials"):
-            raise SystemExit(f"{path}: needs trials: and may have common:, not {sorted(unknown)}")
+            raise SystemExit(f"{path}: needs trials: and may have common: and first:, not {sorted(unknown)}")
         slugs = [slug(name) for name in content["trials"]]
         if len(set(slugs)) < len(slugs):
             raise SystemExit(
                 f"{path}: two trials would share a folder: give them names that differ in letters or digits"
             )
-        return cls(
-            content.get("common") or [], {name: options or [] for name, options in content["trials"].items()}
-        )
+        first = tuple(content["first"]) if content.get("first") else None
+        common = content.get("common") or []
+        trials = content["trials"].items()
+        return cls({name: Recipe((*common, *(options or [])), first) for name, options in trials})
 
 
 class Judged(NamedTuple):
@@ -95,15 +97,8 @@ def claimed(folder: Path) -> Iterator[bool]:
         yield True
 
 
-def training(plan: Plan, trial: str, seed: int, folder: Path, data: Path) -> list[str]:
-    """Options of ``asr.train`` for one training."""
-    manifests = [f"data.{split}={data / f'{split}.jsonl'}" for split in MANIFESTS]
-    fixed = [f"run_dir={folder}", f"seed={seed}", "trainer.num_dev_samples=0"]
-    return [*plan.common, *plan.trials[trial], *manifests, *fixed]
-
-
 def judge(folder: Path, minutes: float, manifest: Path, lm: Path, vocabulary: str) -> Judged:
-    decoded = decode(folder / "checkpoints" / checkpoint.LAST, manifest, lm, vocabulary, folder / "emissions")
+    decoded = decode(last_weights(folder), manifest, lm, vocabulary, folder / "emissions")
     defaults = TuneConfig()
     num_folds = min(defaults.folds, len(set(decoded.speakers)))
     with_lm = cross_fitted(decoded.grid, decoded.speakers, num_folds, defaults.seed)
@@ -114,11 +109,12 @@ def judge(folder: Path, minutes: float, manifest: Path, lm: Path, vocabulary: st
 def make_all(plan: Plan, options: argparse.Namespace) -> None:
     """Every training that nobody has done or is doing, all trials with one seed before the next seed."""
     for seed in options.seeds:
-        for name in plan.trials:
+        for name, recipe in plan.trials.items():
             folder = run_folder(options.output, name, seed)
             with claimed(folder) as is_mine:
                 if is_mine:
-                    make_once("asr.train", training(plan, name, seed, folder, options.data), folder)
+                    for step in recipe.steps(folder, options.data, seed):
+                        step.make_once()
 
 
 def rates(runs: Mapping[int, Judged], decoder: str) -> str:
@@ -146,9 +142,9 @@ def report(plan: Plan, options: argparse.Namespace, lm: Path) -> None:
     for name, runs in done.items():
         for seed in options.seeds:
             folder = run_folder(options.output, name, seed)
-            minutes = minutes_of("asr.train", training(plan, name, seed, folder, options.data), folder)
-            if minutes is not None:
-                runs[seed] = judge(folder, minutes, options.data / "dev.jsonl", lm, options.vocabulary)
+            minutes = [step.minutes() for step in plan.trials[name].steps(folder, options.data, seed)]
+            if None not in minutes:
+                runs[seed] = judge(folder, sum(minutes), options.data / "dev.jsonl", lm, options.vocabulary)
     table = Table(title="dev word error rate, %")
     for column in ("trial", "seeds", *DECODERS, *(f"{name}, change" for name in DECODERS), "minutes"):
         table.add_column(column, justify="left" if column == "trial" else "right")
@@ -161,7 +157,7 @@ def report(plan: Plan, options: argparse.Namespace, lm: Path) -> None:
     Console(width=160).print(table)
     content = {
         name: {
-            "options": [*plan.common, *plan.trials[name]],
+            "recipe": asdict(plan.trials[name]),
             "seeds": {
                 seed: {
                     "cpu_minutes": run.minutes,
@@ -185,7 +181,7 @@ def draw_curves(plan: Plan, options: argparse.Namespace) -> None:
     panels = figure.subplots(1, 2)
     for number, name in enumerate(plan.trials):
         for seed in options.seeds:
-            path = run_folder(options.output, name, seed) / "metrics.csv"
+            path = run_folder(options.output, name, seed) / "run" / "metrics.csv"
             if not path.exists():
                 continue
             with open(path, encoding="utf-8", newline="") as file:
@@ -210,9 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--plan", type=Path, required=True, help="YAML: common: [options], trials: {name: [options]}"
-    )
+    parser.add_argument("--plan", type=Path, required=True, help="YAML, as above")
     parser.add_argument("--data", type=Path, required=True, help="folder with train.jsonl and dev.jsonl")
     parser.add_argument("--output", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -226,8 +220,7 @@ def main() -> None:
     if not options.table_only:
         make_all(plan, options)
     lm = options.output / f"words-{options.lm_order}.arpa"
-    text = [f"text={options.data / 'train.jsonl'}", f"order={options.lm_order}", f"output={lm}"]
-    make_once("asr.lm", text, lm)
+    estimation_of_lm(options.data, options.lm_order, lm).make_once()
     report(plan, options, lm)
     draw_curves(plan, options)
 

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 from conftest import compose_config
 
-from asr.config import TrainConfig
+from asr.config import PrepareConfig, TrainConfig
+from asr.errors import CheckpointError, ManifestError
+from asr.prepare import prepare
 from asr.report.json_report import read_report
 from asr.train import train
 
@@ -19,14 +21,39 @@ SMALLER = [
     *("trainer.max_epochs=60", "trainer.validate_every_epochs=60", "trainer.progress_bar=false"),
     *("logger.tensorboard=false", "doctor.cache=null"),
 ]
+FIRST_TRAININGS = {"an4-best": "an4"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_miniature_of_a_preset_learns(preset: str, tiny_corpus: Any, tmp_path: Path) -> None:
     learned = tiny_corpus.manifest("train")
-    options = [f"experiment={preset}", f"data.train={learned}", f"data.dev={learned}", *SMALLER]
-    assert train(compose_config("train", TrainConfig, [*options, f"run_dir={tmp_path / 'run'}"])) == 0
-    report = read_report(tmp_path / "run" / "report.json")
+
+    def learn(preset: str, *options: str) -> Path:
+        run = tmp_path / preset
+        common = [f"experiment={preset}", f"data.dev={learned}", f"run_dir={run}", *SMALLER]
+        assert train(compose_config("train", TrainConfig, [*common, *options])) == 0
+        return run
+
+    if preset in FIRST_TRAININGS:
+        first = learn(FIRST_TRAININGS[preset], f"data.train={learned}")
+        spliced = tmp_path / "spliced"
+        places = [f"source={tiny_corpus.folder}", f"output={spliced}", f"checkpoint={first}"]
+        prepare(compose_config("prepare", PrepareConfig, ["corpus=spliced", *places]))
+        run = learn(preset, f"data.train={spliced / 'train.jsonl'}", f"init_from={first}")
+    else:
+        run = learn(preset, f"data.train={learned}")
+    report = read_report(run / "report.json")
     assert report.num_utterances == 8
     assert report.cer < 0.2
+
+
+def test_a_preset_with_a_first_training_says_what_is_missing(
+    tiny_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ManifestError, match=r"asr\.prepare corpus=spliced .*checkpoint=runs/an4-first"):
+        train(compose_config("train", TrainConfig, ["experiment=an4-best", "run_dir=run"]))
+    manifests = [f"data.{split}={tiny_corpus.manifest('train')}" for split in ("train", "dev")]
+    with pytest.raises(CheckpointError, match=r"runs/an4-first"):
+        train(compose_config("train", TrainConfig, ["experiment=an4-best", "run_dir=run", *manifests]))

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,14 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 @pytest.fixture
 def study(tiny_corpus: Any, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    def run(trials: dict[str, list[str]], *options: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        trials: dict[str, list[str]], *options: str, first: Sequence[str] = ()
+    ) -> subprocess.CompletedProcess[str]:
         plan = tmp_path / "plan.yaml"
         plan.write_text(
             yaml.safe_dump(
-                {"common": [*TINY_OPTIONS, "trainer.max_epochs=1"], "trials": trials}, sort_keys=False
+                {"first": list(first), "common": [*TINY_OPTIONS, "trainer.max_epochs=1"], "trials": trials},
+                sort_keys=False,
             )
         )
         folders = ["--data", str(tiny_corpus.folder), "--output", str(tmp_path / "runs")]
@@ -37,8 +40,9 @@ def study(tiny_corpus: Any, tmp_path: Path) -> Callable[..., subprocess.Complete
 @pytest.mark.slow
 def test_a_study(study: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     half_done = tmp_path / "runs" / "fast-0"
-    (half_done / "checkpoints").mkdir(parents=True)
-    (half_done / "checkpoints" / "last.ckpt").write_text("interrupted")
+    checkpoint = half_done / "run" / "checkpoints" / "last.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_text("interrupted")
     trials = {"slow": ["optimizer.learning_rate=1e-4"], "fast": ["optimizer.learning_rate=1e-2"]}
     done = study(trials)
     assert done.returncode == 0, done.stderr
@@ -46,7 +50,6 @@ def test_a_study(study: Callable[..., subprocess.CompletedProcess[str]], tmp_pat
     assert list(found) == ["slow", "fast"]
     assert found["fast"]["seeds"]["0"]["greedy"] <= 2
     assert (tmp_path / "runs" / "plan.png").stat().st_size > 0
-    checkpoint = half_done / "checkpoints" / "last.ckpt"
     written = checkpoint.stat().st_mtime_ns
     again = study(trials)
     assert again.returncode == 0, again.stderr
@@ -58,6 +61,29 @@ def test_a_study(study: Callable[..., subprocess.CompletedProcess[str]], tmp_pat
         assert "was made with other options" in changed.stderr
 
 
+@pytest.mark.slow
+def test_a_study_of_two_trainings(
+    study: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    done = study({"recipe": []}, first=[*TINY_OPTIONS, "trainer.max_epochs=1"])
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs" / "recipe-0"
+    command = (folder / "run" / "command.sh").read_text()
+    assert f"init_from={folder / 'first' / 'checkpoints' / 'last.ckpt'}" in command
+    sources = [
+        "spliced_from" in json.loads(line)
+        for line in (folder / "spliced" / "train.jsonl").read_text().splitlines()
+    ]
+    assert sorted(sources) == [False] * 8 + [True] * 8
+    assert f"data.train={folder / 'spliced' / 'train.jsonl'}" in command
+    minutes = [
+        json.loads((folder / f"{name}.json").read_text())["cpu_minutes"]
+        for name in ("first", "spliced", "run")
+    ]
+    found = json.loads((tmp_path / "runs" / "plan.json").read_text())
+    assert found["recipe"]["seeds"]["0"]["cpu_minutes"] == pytest.approx(sum(minutes))
+
+
 def test_names_that_would_share_a_folder(study: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     refused = study({"rate 1e-3": [], "rate 1e_3": []})
     assert refused.returncode == 1
@@ -67,5 +93,7 @@ def test_names_that_would_share_a_folder(study: Callable[..., subprocess.Complet
 @pytest.mark.parametrize("plan", sorted(SCRIPTS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_plan_composes(plan: Path) -> None:
     content = yaml.safe_load(plan.read_text())
+    if "first" in content:
+        compose_config("train", TrainConfig, content["first"])
     for options in content["trials"].values():
         compose_config("train", TrainConfig, [*content["common"], *options])
