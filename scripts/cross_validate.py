@@ -65,6 +65,7 @@ class Fold:
 class Decoded(NamedTuple):
     """A fold's held-out utterances: ``grid`` holds the same settings in the same order in every fold."""
 
+    ids: list[str]
     speakers: list[str]
     num_words: NDArray[np.float64]
     greedy: Trial
@@ -115,7 +116,9 @@ def decode(checkpoint_path: Path, manifest: Path, lm: Path, vocabulary: str, cac
     with_lm = BeamLmConfig(lm=str(lm), vocabulary=vocabulary)
     grid = trials.grid("grid", with_lm, {"alpha": defaults.alphas, "beta": defaults.betas})
     num_words = np.array([count.num_reference for count in greedy.counts], np.float64)
-    return Decoded([example.utterance.speaker or "" for example in dev.examples], num_words, greedy, grid)
+    heard = [example.utterance for example in dev.examples]
+    speakers = [utterance.speaker or "" for utterance in heard]
+    return Decoded([utterance.id for utterance in heard], speakers, num_words, greedy, grid)
 
 
 # --------------------------------------------------------------------------- all folds
@@ -211,11 +214,23 @@ def report(plan: Sequence[Fold], folds: Sequence[Decoded], output: Path, recipe:
         f"[{100 * low:+.2f}, {100 * high:+.2f}], p={paired.p_value:.4f}, paired by speaker"
     )
     weights = [{"alpha": one.alpha, "beta": one.beta} for one in fitted]
+    utterances = [
+        {
+            "id": name,
+            "speaker": speaker,
+            "words": int(size),
+            "errors": {"greedy": int(own), "beam + LM": int(fit)},
+        }
+        for name, speaker, size, own, fit in zip(
+            (name for fold in folds for name in fold.ids), speakers, words, greedy, lm, strict=True
+        )
+    ]
     content = {
         "recipe": asdict(recipe),
         "summaries": summaries,
         "weights": weights,
         "lm_against_greedy": asdict(paired),
+        "utterances": utterances,
     }
     path = output / "cross_validation.json"
     path.write_text(json.dumps(content, indent=1, default=list) + "\n", encoding="utf-8")

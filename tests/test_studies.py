@@ -1,4 +1,4 @@
-"""scripts/study_recipe.py: what is done is kept, what was interrupted is made anew, other options are refused."""
+"""scripts/study_*.py of recipes: what is done is kept, what was interrupted is made anew, other options are refused."""
 
 import json
 import os
@@ -97,3 +97,37 @@ def test_every_plan_composes(plan: Path) -> None:
         compose_config("train", TrainConfig, content["first"])
     for options in content["trials"].values():
         compose_config("train", TrainConfig, [*content["common"], *options])
+
+
+def test_a_cross_validation_beside_a_published_figure(tmp_path: Path) -> None:
+    # 13 recordings of each of eight speakers and four of a ninth are 108: the last eight are not of the dev set.
+    names = [f"an{number:03}-{speaker}-b" for number in range(13) for speaker in "abcdefgh"]
+    names += [f"an000-{speaker}-b" for speaker in "ijkl"]
+    first = sorted(names, key=lambda name: (name.split("-")[1], name))[:100]
+    words = {name: 6 if number < 91 else 5 for number, name in enumerate(first)}
+    content = [
+        {
+            "id": name,
+            "speaker": name.split("-")[1],
+            "words": words.get(name, 9),
+            "errors": {"greedy": int(name in first[:30]), "beam + LM": 0 if name in words else 9},
+        }
+        for name in names
+    ]
+    path = tmp_path / "cross_validation.json"
+    command = [sys.executable, str(SCRIPTS / "study_an4_published.py"), str(path)]
+
+    def run(utterances: list[dict[str, Any]]) -> subprocess.CompletedProcess[str]:
+        path.write_text(json.dumps({"utterances": utterances}))
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    rows = {
+        line.split("│")[1].strip(): line.split("│")[2].strip()
+        for line in run(content).stdout.splitlines()
+        if "held" in line
+    }
+    assert rows == {"held out, greedy": "5.1", "held out, beam + LM": "0.0"}
+    refused = run(content[:50])
+    assert refused.returncode == 1
+    assert "50 recordings of" in refused.stderr
+    assert "all folds" in refused.stderr
