@@ -30,7 +30,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from recipes import Recipe, Step, last_weights
+from recipes import Recipe, Step, last_weights, minutes_of
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import t as student
@@ -75,13 +75,19 @@ class Decoded(NamedTuple):
 # --------------------------------------------------------------------------- one fold
 
 
-def make(fold: Fold, recipe: Recipe, options: argparse.Namespace) -> None:
-    """Prepare and train, and estimate the language model, unless that is done."""
+def steps(fold: Fold, recipe: Recipe, options: argparse.Namespace) -> list[Step]:
+    """Prepare and train, and estimate the language model."""
     corpus = (f"corpus={options.corpus}", f"source={options.source}", f"output={fold.data}", *fold.prepare)
-    Step("asr.prepare", corpus, fold.data).make_once()
-    for step in recipe.steps(fold.folder, fold.data, options.seed):
+    return [
+        Step("asr.prepare", corpus, fold.data),
+        *recipe.steps(fold.folder, fold.data, options.seed),
+        estimation_of_lm(fold.data, options.lm_order, fold.lm),
+    ]
+
+
+def make(fold: Fold, recipe: Recipe, options: argparse.Namespace) -> None:
+    for step in steps(fold, recipe, options):
         step.make_once()
-    estimation_of_lm(fold.data, options.lm_order, fold.lm).make_once()
 
 
 def estimation_of_lm(data: Path, order: int, lm: Path) -> Step:
@@ -258,6 +264,9 @@ def main() -> None:
     parser.add_argument("--first", metavar="OPTIONS", help="of a first training, which splices (see above)")
     parser.add_argument("--output", type=Path, required=True, help="folder of the folds")
     parser.add_argument("--seed", type=int, default=0, help="of the trainings")
+    parser.add_argument(
+        "--table-only", action="store_true", help="train nothing, report the folds that are done"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="folds trained at the same time")
     parser.add_argument("--lm-order", type=int, default=3)
     parser.add_argument("--vocabulary", choices=["open", "closed"], default="closed")
@@ -267,12 +276,16 @@ def main() -> None:
     if options.jobs > 1:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     plan = plan_of(options)
-    if len(plan) < 2:
-        parser.error("one fold alone is no cross-validation: give --folds of 2 or more, or two --speakers")
     first = None if options.first is None else tuple(shlex.split(options.first))
     recipe = Recipe(tuple(options.overrides), first)
-    with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(lambda fold: make(fold, recipe, options), plan))
+    folds = len(plan)
+    if options.table_only:
+        plan = [fold for fold in plan if minutes_of(steps(fold, recipe, options)) is not None]
+    if len(plan) < 2:
+        parser.error(f"{len(plan)} of {folds} folds: a cross-validation needs two at least")
+    if not options.table_only:
+        with ThreadPoolExecutor(options.jobs) as pool:
+            list(pool.map(lambda fold: make(fold, recipe, options), plan))
     decoded = [
         decode(
             last_weights(fold.folder),

@@ -68,6 +68,13 @@ class Step(NamedTuple):
         return self.product.with_name(f"{self.product.name}.{suffix}")
 
 
+def minutes_of(steps: Sequence[Step]) -> float | None:
+    """Processor minutes of all; None if one is not done."""
+    minutes = [step.minutes() for step in steps]
+    done = [one for one in minutes if one is not None]
+    return sum(done) if len(done) == len(minutes) else None
+
+
 def last_weights(folder: Path) -> Path:
     """The last checkpoint of the recipe made in ``folder``."""
     return folder / "run" / "checkpoints" / LAST

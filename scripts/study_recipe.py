@@ -37,7 +37,7 @@ import yaml
 from cross_validate import decode, estimation_of_lm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from recipes import Recipe, last_weights
+from recipes import Recipe, last_weights, minutes_of
 from rich.console import Console
 from rich.table import Table
 
@@ -142,9 +142,9 @@ def report(plan: Plan, options: argparse.Namespace, lm: Path) -> None:
     for name, runs in done.items():
         for seed in options.seeds:
             folder = run_folder(options.output, name, seed)
-            minutes = [step.minutes() for step in plan.trials[name].steps(folder, options.data, seed)]
-            if None not in minutes:
-                runs[seed] = judge(folder, sum(minutes), options.data / "dev.jsonl", lm, options.vocabulary)
+            minutes = minutes_of(plan.trials[name].steps(folder, options.data, seed))
+            if minutes is not None:
+                runs[seed] = judge(folder, minutes, options.data / "dev.jsonl", lm, options.vocabulary)
     table = Table(title="dev word error rate, %")
     for column in ("trial", "seeds", *DECODERS, *(f"{name}, change" for name in DECODERS), "minutes"):
         table.add_column(column, justify="left" if column == "trial" else "right")
