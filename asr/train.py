@@ -105,11 +105,19 @@ def train(config: TrainConfig) -> int:
     return finish(config, run_dir) if code == 0 and config.find is None and parallel.is_first() else code
 
 
+def read_inputs(config: TrainConfig) -> dict[str, list[Utterance]]:
+    """The utterances of train and dev. A wrong ``init_from`` is told as well, before all audio is looked at."""
+    utterances = {split: read_split(config.data, split) for split in ("train", "dev")}
+    check_dev_is_complete(config, utterances["dev"])
+    if config.init_from is not None:
+        checkpoint.resolve(config.init_from)
+    return utterances
+
+
 def fit(config: TrainConfig) -> tuple[Path, int]:
     """The run directory of the training, and the exit code; in every process that takes part."""
-    utterances = {split: read_split(config.data, split) for split in ("train", "dev")}
+    utterances = read_inputs(config)
     manifests = describe_manifests(config)
-    check_dev_is_complete(config, utterances["dev"])
     run_dir, resume_from = agree_on_run(config)
     setup_logging(run_dir / "train.log" if parallel.is_first() else None)
     quieten_libraries()

@@ -57,3 +57,4 @@ def test_a_preset_with_a_first_training_says_what_is_missing(
     manifests = [f"data.{split}={tiny_corpus.manifest('train')}" for split in ("train", "dev")]
     with pytest.raises(CheckpointError, match=r"runs/an4-first"):
         train(compose_config("train", TrainConfig, ["experiment=an4-best", "run_dir=run", *manifests]))
+    assert not Path("run").exists()
