@@ -13,7 +13,7 @@ from asr.cli import split_plain_arguments
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 HELPS = sorted((ROOT / "conf").rglob("*.yaml"))
-_CONTINUED = re.compile(r"\\\n\s*")
+_CONTINUED = re.compile(r"\s*\\\n\s*")
 _COMMAND = re.compile(r"python -m asr\.(\w+)(?![\w.])([^`\n]*)")
 _EXPLANATION = re.compile(r"\s{2,}.*")
 _SCRIPT = re.compile(r"python (scripts/\w+\.py)([^`\n]*)")
@@ -30,6 +30,13 @@ def found(pattern: re.Pattern[str]) -> list[tuple[str, str]]:
 def commands() -> list[tuple[str, str]]:
     """Command lines; a command that is only mentioned has no options."""
     return [(name, arguments) for name, arguments in found(_COMMAND) if "=" in arguments]
+
+
+def test_commands_are_found() -> None:
+    assert {name for name, _ in commands()} == set(COMMANDS)
+    assert any(
+        "--first" in arguments and "experiment=an4-best" in arguments for _, arguments in found(_SCRIPT)
+    )
 
 
 @pytest.mark.parametrize(("command", "arguments"), commands(), ids=lambda value: value[:60])

@@ -36,7 +36,7 @@ def test_miniature_of_a_preset_learns(preset: str, tiny_corpus: Any, tmp_path: P
         return run
 
     if preset in FIRST_TRAININGS:
-        first = learn(FIRST_TRAININGS[preset], f"data.train={learned}")
+        first = learn(FIRST_TRAININGS[preset], f"data.train={learned}") / "checkpoints" / "last.ckpt"
         spliced = tmp_path / "spliced"
         places = [f"source={tiny_corpus.folder}", f"output={spliced}", f"checkpoint={first}"]
         prepare(compose_config("prepare", PrepareConfig, ["corpus=spliced", *places]))
