@@ -191,6 +191,17 @@ class KeepBestAndLast(Callback):
         self.kept = [(wer, name) for wer, name in state_dict.get("kept", [])]
 
 
+class ValidateAtEnd(Callback):
+    """Validates after the last epoch and wherever training stops, even if the interval has not passed.
+
+    What was trained after the last validation would be in no checkpoint otherwise.
+    """
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *unused: Any) -> None:
+        if trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs:
+            trainer.check_val_every_n_epoch = 1
+
+
 class ProgressBar(TQDMProgressBar):
     """Lightning's bar with the loss and the dev WER, without the name of the logger's folder."""
 

@@ -36,6 +36,7 @@ from asr.callbacks import (
     MetricsFile,
     ProgressBar,
     SaveBetween,
+    ValidateAtEnd,
     write_atomically,
 )
 from asr.cli import launch, setup_logging
@@ -172,9 +173,6 @@ def fit(config: TrainConfig) -> tuple[Path, int]:
     except SystemExit:  # what Lightning makes of a KeyboardInterrupt
         logger.info("stopped; go on from the last finished epoch with: %s", resume_command(run_dir))
         return run_dir, 130
-    last = run_dir / checkpoint.CHECKPOINT_FOLDER / checkpoint.LAST
-    if not parallel.from_first(str(last) if last.exists() else ""):  # stopped before the first validation
-        trainer.save_checkpoint(last)
     if parallel.is_first():
         average_best(trainer, run_dir)
     return run_dir, 0
@@ -530,6 +528,7 @@ def make_callbacks(config: TrainConfig, run_dir: Path) -> list[Callback]:
         callbacks.append(ProgressBar(refresh_rate=5))
     if options.max_minutes is not None:
         callbacks.append(Timer(timedelta(minutes=options.max_minutes), interval="step", verbose=False))
+    callbacks.append(ValidateAtEnd())  # after the timer, which stops
     if options.early_stopping_epochs is not None:
         patience = -(-options.early_stopping_epochs // options.validate_every_epochs)
         callbacks.append(

@@ -12,8 +12,8 @@ A plan names the trials, options of ``asr.train`` for each, and what all have in
 Each trial is trained once per seed, in a process of its own, and judged by its *last* weights, so that
 nothing was chosen on the dev set but what the reader chooses from the table. Language-model weights are those
 that the other dev speakers choose. Every trial is compared with the first, paired by utterance, over the
-seeds that both have. The table is also written as JSON, and the learning curves as a picture. What is done is
-kept: several of these processes may work on the same plan and folder.
+seeds that both have. ``loss`` is the dev loss per label. The table is also written as JSON, and the learning
+curves as a picture. What is done is kept: several of these processes may work on the same plan and folder.
 
     python scripts/study_recipe.py --plan scripts/an4_search.yaml --data data/an4 --output studies/an4
     python scripts/study_recipe.py --plan scripts/an4_ablation.yaml --data data/an4 --output studies/an4 --seeds 0 1 2
@@ -70,10 +70,11 @@ class Plan:
 
 
 class Judged(NamedTuple):
-    """One training: errors per dev utterance under each decoder, and its processor minutes."""
+    """One training: errors per dev utterance under each decoder, dev loss per label, and processor minutes."""
 
     num_words: NDArray[np.float64]
     errors: Mapping[str, NDArray[np.float64]]
+    loss: float
     minutes: float
 
 
@@ -103,7 +104,13 @@ def judge(folder: Path, minutes: float, manifest: Path, lm: Path, vocabulary: st
     num_folds = min(defaults.folds, len(set(decoded.speakers)))
     with_lm = cross_fitted(decoded.grid, decoded.speakers, num_folds, defaults.seed)
     errors = dict(zip(DECODERS, (decoded.greedy.errors, with_lm), strict=True))
-    return Judged(decoded.num_words, errors, minutes)
+    return Judged(decoded.num_words, errors, float(validations(folder)[-1]["dev/loss"]), minutes)
+
+
+def validations(folder: Path) -> list[dict[str, str]]:
+    """The rows of ``metrics.csv`` of the recipe made in ``folder`` that hold dev figures."""
+    with open(folder / "run" / "metrics.csv", encoding="utf-8", newline="") as file:
+        return [row for row in csv.DictReader(file) if row["dev/wer"]]
 
 
 def make_all(plan: Plan, options: argparse.Namespace) -> None:
@@ -146,14 +153,17 @@ def report(plan: Plan, options: argparse.Namespace, lm: Path) -> None:
             if minutes is not None:
                 runs[seed] = judge(folder, minutes, options.data / "dev.jsonl", lm, options.vocabulary)
     table = Table(title="dev word error rate, %")
-    for column in ("trial", "seeds", *DECODERS, *(f"{name}, change" for name in DECODERS), "minutes"):
+    for column in ("trial", "seeds", *DECODERS, *(f"{name}, change" for name in DECODERS), "loss", "minutes"):
         table.add_column(column, justify="left" if column == "trial" else "right")
     first = next(iter(done.values()))
     for name, runs in done.items():
         if runs:
             cells = [rates(runs, decoder) for decoder in DECODERS]
             cells += [difference(runs, first, decoder) for decoder in DECODERS]
-            table.add_row(name, str(len(runs)), *cells, f"{fmean(run.minutes for run in runs.values()):.0f}")
+            loss, minutes = (
+                fmean(getattr(run, field) for run in runs.values()) for field in ("loss", "minutes")
+            )
+            table.add_row(name, str(len(runs)), *cells, f"{loss:.3f}", f"{minutes:.0f}")
     Console(width=160).print(table)
     content = {
         name: {
@@ -161,6 +171,7 @@ def report(plan: Plan, options: argparse.Namespace, lm: Path) -> None:
             "seeds": {
                 seed: {
                     "cpu_minutes": run.minutes,
+                    "dev_loss": run.loss,
                     **{
                         decoder: float(run.errors[decoder].sum() / run.num_words.sum())
                         for decoder in DECODERS
@@ -181,11 +192,10 @@ def draw_curves(plan: Plan, options: argparse.Namespace) -> None:
     panels = figure.subplots(1, 2)
     for number, name in enumerate(plan.trials):
         for seed in options.seeds:
-            path = run_folder(options.output, name, seed) / "run" / "metrics.csv"
-            if not path.exists():
+            folder = run_folder(options.output, name, seed)
+            if not (folder / "run" / "metrics.csv").exists():
                 continue
-            with open(path, encoding="utf-8", newline="") as file:
-                rows = [row for row in csv.DictReader(file) if row["dev/wer"]]
+            rows = validations(folder)
             style = {
                 "color": f"C{number % 10}",
                 "linewidth": 1,

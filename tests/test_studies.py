@@ -49,6 +49,7 @@ def test_a_study(study: Callable[..., subprocess.CompletedProcess[str]], tmp_pat
     found = json.loads((tmp_path / "runs" / "plan.json").read_text())
     assert list(found) == ["slow", "fast"]
     assert found["fast"]["seeds"]["0"]["greedy"] <= 2
+    assert found["fast"]["seeds"]["0"]["dev_loss"] < found["slow"]["seeds"]["0"]["dev_loss"]
     assert (tmp_path / "runs" / "plan.png").stat().st_size > 0
     written = checkpoint.stat().st_mtime_ns
     again = study(trials)

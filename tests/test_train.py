@@ -402,7 +402,20 @@ def test_max_minutes_stops_within_an_epoch_and_still_reports(
         config = tiny_train_config(run_dir, *options, f"trainer.validate_every_epochs={validate_every}")
         assert train(config) == 0
         assert last_checkpoint(run_dir)["global_step"] < 8
+        assert len([row for row in metrics(run_dir) if row["dev/wer"]]) == 1
         assert read_report(run_dir / "report.json").num_utterances == 4
+
+
+@pytest.mark.parametrize(
+    ("max_epochs", "validated"), [(3, ["1", "2"]), (4, ["1", "3"]), (5, ["1", "3", "4"])]
+)
+def test_the_last_epoch_is_validated_and_kept_whatever_the_interval(
+    tiny_train_config: Compose, tmp_path: Path, max_epochs: int, validated: list[str]
+) -> None:
+    options = [f"trainer.max_epochs={max_epochs}", "trainer.validate_every_epochs=2"]
+    assert train(tiny_train_config(tmp_path / "run", *options)) == 0
+    assert last_checkpoint(tmp_path / "run")["global_step"] == max_epochs * 4
+    assert [row["epoch"] for row in metrics(tmp_path / "run") if row["dev/wer"]] == validated
 
 
 def test_best_is_the_epoch_with_the_lowest_dev_wer_and_last_the_last(
