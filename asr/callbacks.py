@@ -17,7 +17,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, TQDMProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from asr import parallel
@@ -175,7 +175,9 @@ class KeepBestAndLast(Callback):
 
     def _rank(self, wer: float, epoch: int) -> list[str]:
         """Enter this epoch's checkpoint, and return the names of those that are no longer among the best."""
-        ranked = sorted([*self.kept, (wer, self._name(epoch))])
+        # A run that was stopped within this epoch has validated it before.
+        others = [entry for entry in self.kept if entry[1] != self._name(epoch)]
+        ranked = sorted([*others, (wer, self._name(epoch))])
         self.kept, dropped = ranked[: self.num_averaged], ranked[self.num_averaged :]
         return [name for _, name in dropped]
 
@@ -200,6 +202,24 @@ class ValidateAtEnd(Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *unused: Any) -> None:
         if trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs:
             trainer.check_val_every_n_epoch = 1
+
+
+class StopEarly(EarlyStopping):
+    """Stops when the dev WER has not fallen for ``patience`` validations.
+
+    (Lightning's goes on with the patience of the checkpoint, whatever it is given, and trains an epoch
+    more whenever a run that it has stopped is resumed.)
+    """
+
+    @property
+    def has_stopped(self) -> bool:
+        return bool(self.wait_count >= self.patience)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.should_stop = trainer.should_stop or self.has_stopped
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({**state_dict, "patience": self.patience})
 
 
 class ProgressBar(TQDMProgressBar):
@@ -328,6 +348,25 @@ class MetricsFile(Logger):
                     writer.writeheader()
                 writer.writerow(self._row)
         self._row = {}
+
+
+def forget_metrics_after(path: Path, step: int) -> None:
+    """Keep the rows of ``metrics.csv`` up to the end of ``step`` steps, its validation included."""
+    if not path.exists():
+        return
+    if step == 0:
+        path.unlink()
+        return
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        columns = reader.fieldnames or []
+        rows = [
+            row for row in reader if int(row["step"]) < step or (int(row["step"]) == step and row["dev/wer"])
+        ]
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

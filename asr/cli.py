@@ -11,11 +11,13 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any, TypeVar
 
 import hydra
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -28,6 +30,8 @@ from asr.errors import AsrError
 
 CONFIG_DIR = str(Path(__file__).parent / "conf")
 ConfigT = TypeVar("ConfigT")
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
 
 
 def launch(
@@ -55,10 +59,14 @@ def launch(
 
     @hydra.main(config_path=CONFIG_DIR, config_name=config_name, version_base="1.3")
     def run(composed: DictConfig) -> None:
+        if INTERRUPTED in exit_codes:  # the sweep's other jobs are not wanted either
+            return
         if plain_arguments_as is not None:
             composed[plain_arguments_as] = list(composed[plain_arguments_as]) + plain
         if HydraConfig.get().mode == RunMode.MULTIRUN:  # the command that repeats this job, not the sweep
             sys.argv = [original[0], *HydraConfig.get().overrides.task]
+        for line in overruled_groups(HydraConfig.get().runtime.choices, given_options()):
+            sys.stderr.write(f"note: {line}\n")
         try:
             exit_codes.append(task(to_typed(composed)) or 0)
         except AsrError as error:  # here, because Hydra announces what leaves this function in its own words
@@ -78,7 +86,7 @@ def launch(
     except (HydraException, OmegaConfBaseException) as error:
         return fail(one_line(error, schema))
     except KeyboardInterrupt:
-        return fail("interrupted", code=130)
+        return fail("interrupted", code=INTERRUPTED)
     finally:
         sys.argv = original
     return max(exit_codes, default=0)
@@ -101,6 +109,36 @@ def given_options() -> frozenset[str]:
         return frozenset()
     overrides = HydraConfig.get().overrides.task
     return frozenset(override.split("=", 1)[0].lstrip("+~").split("@")[0] for override in overrides)
+
+
+def overruled_groups(choices: Mapping[str, str], given: Set[str]) -> Iterator[str]:
+    """Where the chosen experiment changes a group that the command line has chosen as well, which Hydra allows."""
+    experiment = choices.get("experiment")
+    if experiment is None:
+        return
+    preset = _options_of_preset(experiment)
+    for group in sorted(name for name in given & preset.keys() if (Path(CONFIG_DIR) / name).is_dir()):
+        options = sorted({f"{group}.{option}" for option in preset[group]} - given)
+        if options:
+            yield (
+                f"experiment={experiment} sets {', '.join(options)} in {group}={choices[group]}, too; "
+                "give them to have them otherwise"
+            )
+
+
+def _options_of_preset(name: str) -> dict[str, set[str]]:
+    """Of each group the options that an experiment, or one that it builds on, sets."""
+    path = Path(CONFIG_DIR) / "experiment" / f"{name}.yaml"
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    found: dict[str, set[str]] = defaultdict(set)
+    for other in content.pop("defaults", []):
+        if isinstance(other, str) and other != "_self_":
+            for group, options in _options_of_preset(other).items():
+                found[group] |= options
+    for group, options in content.items():
+        if isinstance(options, dict):
+            found[group] |= options.keys()
+    return found
 
 
 def to_typed(composed: DictConfig) -> Any:

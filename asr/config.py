@@ -594,11 +594,6 @@ class TrainerConfig:
             check_range("trainer.ema_decay", self.ema_decay, above=0, below=1)
         if self.average_best is not None:
             check_range("trainer.average_best", self.average_best, at_least=2)
-        if self.validate_every_epochs > self.max_epochs:
-            raise ConfigError(
-                f"trainer.validate_every_epochs={self.validate_every_epochs} exceeds trainer.max_epochs="
-                f"{self.max_epochs}: the model would never be validated"
-            )
 
 
 @dataclass
@@ -780,10 +775,6 @@ class TrainConfig:
             raise ConfigError(
                 f"trainer.devices={self.trainer.devices} divide batches of data.max_batch_utterances="
                 f"{self.data.max_batch_utterances} among them: some would have nothing to do"
-            )
-        if self.init_from is not None and self.resume.lower() not in NO_RESUME:
-            raise ConfigError(
-                "init_from begins a new run and resume goes on with an old one: give one of them"
             )
         self._check_loss()
         if self.features.normalise == "none" and self.augment.num_time_masks + self.augment.num_mel_masks > 0:

@@ -25,6 +25,7 @@ from asr.firewall import (
     recorded_choices,
     require_dev_data,
     training_choices,
+    training_manifests,
 )
 from asr.label_errors import find_label_errors
 from asr.manifest import manifest_sha256, read_manifest
@@ -82,7 +83,7 @@ def evaluate(config: EvaluateConfig) -> int:
     data_use = check_data_use(
         data,
         choices_behind(identity, path, resolved),
-        identity.provenance.get("manifests", {}).get("train"),
+        training_manifests(identity.provenance),
         allow_tuned_split=config.allow_tuned_split,
     )
     recogniser = checkpoint.load_recogniser(path, resolved.decoder, choose_device(config.device))
@@ -249,7 +250,7 @@ def make_conditions(config: EvaluateConfig, sample_rate: int) -> tuple[list[Cond
 
 def choices_behind(identity: checkpoint.Identity, path: Path, resolved: ResolvedDecoder) -> list[Choice]:
     """All that was chosen with data: in training, and for a decoder with weights after it."""
-    choices = training_choices(identity.provenance)
+    choices = training_choices(identity.provenance, is_last=path.name == checkpoint.LAST)
     if resolved.chosen_on is not None:
         return [*choices, resolved.chosen_on]
     if isinstance(resolved.decoder, GreedyConfig):

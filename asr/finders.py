@@ -62,7 +62,13 @@ class RateTrial:
 
 
 def find_learning_rate(
-    module: CtcModule, optimizer: Optimizer, batches: Iterable[Batch], num_steps: int, autocast: bool
+    module: CtcModule,
+    optimizer: Optimizer,
+    batches: Iterable[Batch],
+    num_steps: int,
+    *,
+    autocast: bool,
+    clip_norm: float,
 ) -> RateTrial:
     """Learning-rate range test (Smith 2017): one step at each rate from tiny to huge, until the loss explodes.
 
@@ -72,6 +78,7 @@ def find_learning_rate(
         batches: as many as there are; the trial ends with them.
         num_steps: over which the rate grows, evenly in its logarithm.
         autocast: bfloat16, as in the training to come.
+        clip_norm: largest gradient norm, as in the training to come.
     """
     rates: list[float] = []
     losses: list[float] = []
@@ -83,7 +90,7 @@ def find_learning_rate(
         rate = LOWEST_RATE * (HIGHEST_RATE / LOWEST_RATE) ** (step / max(num_steps - 1, 1))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = _step(module, optimizer, batch, autocast)
+        loss = _step(module, optimizer, batch, autocast, clip_norm)
         average = _SMOOTHING * average + (1 - _SMOOTHING) * loss
         smoothed = average / (1 - _SMOOTHING ** (step + 1))
         if not math.isfinite(loss) or smoothed > _DIVERGED * min([*losses, smoothed]):
@@ -93,7 +100,9 @@ def find_learning_rate(
     return RateTrial(tuple(rates), tuple(losses))
 
 
-def _step(module: CtcModule, optimizer: Optimizer, batch: Batch, autocast: bool) -> float:
+def _step(
+    module: CtcModule, optimizer: Optimizer, batch: Batch, autocast: bool, clip_norm: float = 1.0
+) -> float:
     device = module.device
     tensors: dict[str, Any] = {
         name: part.to(device) for name, part in batch._asdict().items() if isinstance(part, Tensor)
@@ -103,7 +112,7 @@ def _step(module: CtcModule, optimizer: Optimizer, batch: Batch, autocast: bool)
     with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
         loss = module.shared_step(batch).loss
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+    torch.nn.utils.clip_grad_norm_(module.parameters(), clip_norm)
     optimizer.step()
     return float(loss.detach())
 

@@ -49,6 +49,11 @@ class Choice:
     num_utterances: int
     keys: tuple[str, ...] = ()
 
+    def of_earlier_training(self) -> "Choice":
+        """The same for weights that another training begins with."""
+        suffix = " of the training before"
+        return self if self.what.endswith(suffix) else dataclasses.replace(self, what=self.what + suffix)
+
 
 @dataclass(frozen=True, slots=True)
 class Notice:
@@ -95,8 +100,23 @@ def choose_on(what: str, manifest: str | Path, utterances: Iterable[Utterance]) 
     return Choice(what, str(manifest), manifest_sha256(manifest), len(keys), sample)
 
 
-def training_choices(provenance: Mapping[str, Any]) -> list[Choice]:
-    """What a training chose on its dev set; ``provenance`` is the checkpoint's."""
+def training_choices(provenance: Mapping[str, Any], *, is_last: bool = False) -> list[Choice]:
+    """What a training, and those that it began with, chose on dev sets.
+
+    Args:
+        provenance: the checkpoint's.
+        is_last: it holds the last weights, which were not chosen among others.
+    """
+    return [choice for choice in _all_choices(provenance) if not (is_last and choice.what == BEST_CHECKPOINT)]
+
+
+def training_manifests(provenance: Mapping[str, Any]) -> list[dict[str, str]]:
+    """``path`` and ``sha256`` of all that a checkpoint has learned from, in trainings that it began with, too."""
+    train = provenance.get("manifests", {}).get("train")
+    return [*([] if train is None else [train]), *provenance.get("learned_before", [])]
+
+
+def _all_choices(provenance: Mapping[str, Any]) -> list[Choice]:
     if "choices" in provenance:
         return [Choice(**{**choice, "keys": tuple(choice["keys"])}) for choice in provenance["choices"]]
     dev = provenance.get("manifests", {}).get("dev")  # checkpoints from before choices were recorded
@@ -172,7 +192,7 @@ def require_dev_data(data: EvaluatedData, test: str | None, action: str) -> None
 def check_data_use(
     data: EvaluatedData,
     choices: Sequence[Choice],
-    training_manifest: Mapping[str, str] | None,
+    training_manifests: Sequence[Mapping[str, str]],
     *,
     allow_tuned_split: bool = False,
 ) -> DataUse:
@@ -180,7 +200,7 @@ def check_data_use(
 
     Args:
         choices: all that the system rests on.
-        training_manifest: ``path`` and ``sha256`` of what the model learned from.
+        training_manifests: ``path`` and ``sha256`` of what the model has learned from.
         allow_tuned_split: report on test data that something was chosen on, instead of refusing.
 
     Raises:
@@ -207,7 +227,7 @@ def check_data_use(
         ]
         if data.split == "test":
             notices.insert(0, Notice("warning", "not a test result: something was chosen on this data"))
-    from_training = list(_training_overlap(data, training_manifest))
+    from_training = list(_training_overlap(data, training_manifests))
     is_optimistic = bool(guilty) or any(notice.severity == "warning" for notice in from_training)
     return DataUse(data.split, is_optimistic, (*notices, *from_training))
 
@@ -222,17 +242,19 @@ def _describe(data: EvaluatedData, choice: Choice, num: int) -> str:
     )
 
 
-def _training_overlap(data: EvaluatedData, manifest: Mapping[str, str] | None) -> Iterable[Notice]:
-    if manifest is None:
+def _training_overlap(data: EvaluatedData, manifests: Sequence[Mapping[str, str]]) -> Iterable[Notice]:
+    if not manifests:
         return
-    if data.split == "train" or manifest["sha256"] == data.sha256:
+    if data.split == "train" or any(manifest["sha256"] == data.sha256 for manifest in manifests):
         yield Notice("warning", "train: the model has learned from these very utterances")
         return
-    train = _unchanged_manifest(manifest)
-    if train is None:
-        where = f"the training manifest {manifest['path']} is not here or has changed"
-        yield Notice("note", f"{where}: overlap with the training data could not be looked for")
-        return
+    train: list[Utterance] = []
+    for manifest in {manifest["sha256"]: manifest for manifest in manifests}.values():
+        found = _unchanged_manifest(manifest)
+        if found is None:
+            where = f"the training manifest {manifest['path']} is not here or has changed"
+            yield Notice("note", f"{where}: overlap with the training data could not be looked for")
+        train += found or []
     keys = {utterance_key(utterance) for utterance in train}
     audio = {_place(utterance) for utterance in train}
     shared = [one for one in data.utterances if utterance_key(one) in keys or _place(one) in audio]

@@ -1,16 +1,16 @@
 """``python -m asr.train``: manifests → trained recogniser, report, everything in one run directory."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import logging
 import math
-import shlex
 import sys
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,12 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-import yaml
-from lightning.pytorch.callbacks import Callback, EarlyStopping, Timer
+from lightning.pytorch.callbacks import Callback, Timer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from numpy.typing import NDArray
 from rich.console import Console
 
 from asr import build, checkpoint, finders, optim, parallel
-from asr.augment.sounds import sounds_sha256
 from asr.averaging import MovingAverage, mean_of_weights
 from asr.callbacks import (
     AtomicCheckpointIO,
@@ -36,16 +34,18 @@ from asr.callbacks import (
     MetricsFile,
     ProgressBar,
     SaveBetween,
+    StopEarly,
     ValidateAtEnd,
+    forget_metrics_after,
     write_atomically,
 )
-from asr.cli import launch, setup_logging
+from asr.cli import INTERRUPTED, launch, setup_logging
 from asr.config import NO_RESUME, TrainConfig
 from asr.datamodule import SpeechDataModule
 from asr.dataset import Example, Exclusion, Selection, load_utterance, select_readable
 from asr.dev_pictures import DevPictures
 from asr.device import has_fast_bf16
-from asr.errors import CheckpointError, ConfigError, TrainingError
+from asr.errors import ConfigError, TrainingError
 from asr.evaluation import evaluate_utterances, write_views
 from asr.findings import CHECKS, ExaminedSplit, Finding, find_problems
 from asr.firewall import (
@@ -56,17 +56,25 @@ from asr.firewall import (
     check_data_use,
     choose_on,
     training_choices,
+    training_manifests,
 )
-from asr.inspection import UNLEARNABLE_AUDIO
-from asr.manifest import manifest_sha256
+from asr.inspection import UNLEARNABLE_AUDIO, AudioFacts
 from asr.models.acoustic import AcousticModel
 from asr.module import CtcModule
 from asr.profiling import StepProfiler
-from asr.provenance import command_line, describe_environment, flatten
+from asr.provenance import command_line, describe_environment
 from asr.recogniser import Recogniser
 from asr.records import Problem, Utterance
 from asr.report.corpus_report import FINDINGS_NAME, write_findings
 from asr.report.terminal import print_report, sample_markdown
+from asr.runs import (
+    describe_manifests,
+    find_resume,
+    held,
+    make_run_dir,
+    resume_command,
+    write_run_files,
+)
 from asr.selection import check_dev_is_complete, inspect_splits, read_split, select_split, unusable
 from asr.tokenizer import Tokenizer, report_unknown_characters, tokenizer_from_state
 from asr.tuned_decoder import decoder_files
@@ -77,6 +85,7 @@ logger = logging.getLogger("asr.train")  # __name__ is "__main__" under python -
 
 MAX_LISTED_EXCLUSIONS = 10
 EXCLUDED_NAME = "excluded.jsonl"
+METRICS_NAME = "metrics.csv"
 # The report that a training ends with; asr.evaluate can make a larger one.
 NUM_WORST = 10
 NUM_PICTURES = 12
@@ -96,6 +105,25 @@ class Corpus:
     dev: Selection
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What the weights that a training begins with have learned from, and what was chosen for them."""
+
+    choices: list[Choice] = field(default_factory=list)
+    manifests: list[dict[str, str]] = field(default_factory=list)
+
+    @classmethod
+    def of_resumed(cls, recipe: dict[str, Any]) -> "Origin":
+        provenance = recipe["provenance"]
+        return cls(training_choices(provenance), provenance.get("learned_before", []))
+
+    @classmethod
+    def of_other(cls, recipe: dict[str, Any], path: Path) -> "Origin":
+        provenance = recipe["provenance"]
+        choices = training_choices(provenance, is_last=path.name == checkpoint.LAST)
+        return cls([choice.of_earlier_training() for choice in choices], training_manifests(provenance))
+
+
 def train(config: TrainConfig) -> int:
     """Train as configured; returns the exit code."""
     check_accelerator(config)
@@ -110,16 +138,91 @@ def read_inputs(config: TrainConfig) -> dict[str, list[Utterance]]:
     """The utterances of train and dev. A wrong ``init_from`` is told as well, before all audio is looked at."""
     utterances = {split: read_split(config.data, split) for split in ("train", "dev")}
     check_dev_is_complete(config, utterances["dev"])
-    if config.init_from is not None:
+    if config.init_from is not None and config.resume.lower() in NO_RESUME:
         checkpoint.resolve(config.init_from)
     return utterances
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A training that begins in ``run_dir`` or, where ``before`` is the checkpoint it has left, goes on there."""
+
+    run_dir: Path
+    resume_from: Path | None
+    before: dict[str, Any] | None
 
 
 def fit(config: TrainConfig) -> tuple[Path, int]:
     """The run directory of the training, and the exit code; in every process that takes part."""
     utterances = read_inputs(config)
     manifests = describe_manifests(config)
-    run_dir, resume_from = agree_on_run(config)
+    attempt = agree_on_run(config)
+    with held(attempt.run_dir) if parallel.is_first() else contextlib.nullcontext():
+        return attempt.run_dir, fit_in(attempt, config, utterances, manifests)
+
+
+def fit_in(
+    attempt: Attempt,
+    config: TrainConfig,
+    utterances: dict[str, list[Utterance]],
+    manifests: dict[str, dict[str, str]],
+) -> int:
+    """Train in a run directory that no other process writes to; returns the exit code."""
+    run_dir, before = attempt.run_dir, attempt.before
+    begin_process(config, run_dir)
+    readable, facts = look_at_audio(attempt, config, utterances)
+    if before is None:
+        texts = [build.known_text(config.text, example.text) for example in readable["train"].examples]
+        tokenizer = build.make_tokenizer(config.tokenizer, texts)
+    else:
+        tokenizer = tokenizer_from_state(before["recipe"]["tokenizer"])
+        config = dataclasses.replace(config, init_from=before["recipe"]["config"].get("init_from"))
+    acoustic_model = build.make_acoustic_model(config.features, config.model, tokenizer.vocab_size)
+    corpus = select_corpus(config, readable["train"], readable["dev"], tokenizer, acoustic_model)
+    if parallel.is_first():
+        report_corpus(corpus, run_dir)
+        report_findings(corpus, utterances, facts, acoustic_model.features.sample_rate, run_dir)
+    origin = begin_weights(config, before, acoustic_model, tokenizer)
+    datamodule, module = make_modules(config, corpus, tokenizer, acoustic_model, manifests, origin)
+    if parallel.is_first():
+        write_run_files(config, run_dir, module.recipe)
+        begin_files(run_dir, before)
+    if config.find is not None:
+        find(config, datamodule, module, tokenizer.vocab_size, run_dir)
+        return 0
+    pictures = dev_pictures(config, corpus.dev, tokenizer, module)
+    trainer = make_trainer(config, run_dir, module.training_loss.part_names, pictures)
+    try:
+        trainer.fit(module, datamodule, ckpt_path=attempt.resume_from, weights_only=True)
+    except Interrupted:
+        logger.info("interrupted; go on with: %s", resume_command(run_dir))
+        return INTERRUPTED
+    except SystemExit:  # what Lightning makes of a KeyboardInterrupt
+        logger.info("stopped; go on from the last finished epoch with: %s", resume_command(run_dir))
+        return INTERRUPTED
+    if parallel.is_first():
+        for reason in why_stopped(trainer, config):
+            logger.info("stopped: %s", reason)
+        average_best(trainer, run_dir)
+    return 0
+
+
+def agree_on_run(config: TrainConfig) -> Attempt:
+    """Where to train and what to go on from; the first process decides."""
+    resume_from, run_dir = None, Path(config.run_dir)
+    if parallel.is_first():
+        resume_from = find_resume(config)
+        run_dir = resume_from.parent.parent if resume_from else make_run_dir(run_dir)
+    run_dir, resumed = Path(parallel.from_first(str(run_dir))), parallel.from_first(str(resume_from or ""))
+    return (
+        Attempt(run_dir, Path(resumed), checkpoint.read(Path(resumed)))
+        if resumed
+        else Attempt(run_dir, None, None)
+    )
+
+
+def begin_process(config: TrainConfig, run_dir: Path) -> None:
+    """Logging, threads and random numbers."""
     setup_logging(run_dir / "train.log" if parallel.is_first() else None)
     quieten_libraries()
     if not parallel.is_first():
@@ -129,10 +232,22 @@ def fit(config: TrainConfig) -> tuple[Path, int]:
         torch.set_num_threads(config.trainer.num_threads)
     pl.seed_everything(config.seed, workers=True, verbose=False)
 
-    normalise = build.make_normalise(config.text)
-    problems = recorded_problems(run_dir, utterances) if resume_from else None
+
+# ------------------------------------------------------------------ data
+
+
+def look_at_audio(
+    attempt: Attempt, config: TrainConfig, utterances: dict[str, list[Utterance]]
+) -> tuple[dict[str, Selection], dict[str, AudioFacts | None]]:
+    """Of each split what can be read, and what was found; a run that goes on keeps to what it had found.
+
+    Raises:
+        TrainingError: nothing can be read.
+    """
+    problems = None if attempt.before is None else recorded_problems(attempt.run_dir, utterances)
     with parallel.first_before_others():
         facts = inspect_splits(config.doctor, config.data, utterances) if problems is None else {}
+    normalise = build.make_normalise(config.text)
     readable = {
         split: select_readable(
             of_split, normalise, problems[split] if problems else unusable(split, of_split, facts[split])
@@ -141,54 +256,7 @@ def fit(config: TrainConfig) -> tuple[Path, int]:
     }
     for split, selection in readable.items():
         check_not_empty(config, split, selection)
-    texts = [build.known_text(config.text, example.text) for example in readable["train"].examples]
-    tokenizer = (
-        tokenizer_from_state(checkpoint.read(resume_from)["recipe"]["tokenizer"])
-        if resume_from
-        else build.make_tokenizer(config.tokenizer, texts)
-    )
-    acoustic_model = build.make_acoustic_model(config.features, config.model, tokenizer.vocab_size)
-    corpus = select_corpus(config, readable["train"], readable["dev"], tokenizer, acoustic_model)
-    if parallel.is_first():
-        report_corpus(corpus, run_dir)
-    if facts and parallel.is_first():
-        splits = {"train": corpus.train, "dev": corpus.dev}
-        examined = [ExaminedSplit(name, utterances[name], facts[name], splits[name]) for name in splits]
-        report_findings(find_problems(examined, acoustic_model.features.sample_rate), run_dir)
-    if config.init_from is not None and resume_from is None:
-        warm_start(config.init_from, acoustic_model, tokenizer)
-    datamodule, module = make_modules(config, corpus, tokenizer, acoustic_model, manifests)
-    if parallel.is_first():
-        write_run_files(config, run_dir, module.recipe)
-    if config.find is not None:
-        find(config, datamodule, module, tokenizer.vocab_size, run_dir)
-        return run_dir, 0
-    pictures = dev_pictures(config, corpus.dev, tokenizer, module)
-    trainer = make_trainer(config, run_dir, module.training_loss.part_names, pictures)
-    try:
-        trainer.fit(module, datamodule, ckpt_path=resume_from, weights_only=True)
-    except Interrupted:
-        logger.info("interrupted; go on with: %s", resume_command(run_dir))
-        return run_dir, 130
-    except SystemExit:  # what Lightning makes of a KeyboardInterrupt
-        logger.info("stopped; go on from the last finished epoch with: %s", resume_command(run_dir))
-        return run_dir, 130
-    if parallel.is_first():
-        average_best(trainer, run_dir)
-    return run_dir, 0
-
-
-def agree_on_run(config: TrainConfig) -> tuple[Path, Path | None]:
-    """Run directory, and the checkpoint to go on from; the first process decides."""
-    resume_from, run_dir = None, Path(config.run_dir)
-    if parallel.is_first():
-        resume_from = find_resume(config)
-        run_dir = resume_from.parent.parent if resume_from else make_run_dir(run_dir)
-    resumed = parallel.from_first(str(resume_from or ""))
-    return Path(parallel.from_first(str(run_dir))), Path(resumed) if resumed else None
-
-
-# ------------------------------------------------------------------ data
+    return readable, facts
 
 
 def select_corpus(
@@ -216,6 +284,10 @@ def select_corpus(
             logger.warning("%s: character unknown to the tokenizer: %s", name, line)
     for name, selection in (("train", train_set), ("dev", dev_set)):
         check_not_empty(config, name, selection)
+    if not any(example.text for example in dev_set.examples):
+        raise TrainingError(
+            f"data.dev={config.data.dev}: no utterance has a word by which to judge the model"
+        )
     return Corpus(train_set, dev_set)
 
 
@@ -282,8 +354,22 @@ def report_exclusions(split: str, exclusions: Sequence[Exclusion]) -> None:
         logger.warning("  %s: %s", exclusion.id, exclusion.reason)
 
 
-def report_findings(findings: Sequence[Finding], run_dir: Path) -> None:
-    """One line for each check and split that found something; all of it in ``findings.jsonl``."""
+def report_findings(
+    corpus: Corpus,
+    utterances: dict[str, list[Utterance]],
+    facts: dict[str, AudioFacts | None],
+    sample_rate: int,
+    run_dir: Path,
+) -> None:
+    """One line for each check and split that found something; all of it in ``findings.jsonl``.
+
+    Nothing where a run goes on, which has told it before.
+    """
+    if not facts:
+        return
+    splits = {"train": corpus.train, "dev": corpus.dev}
+    examined = [ExaminedSplit(name, utterances[name], facts[name], splits[name]) for name in splits]
+    findings = find_problems(examined, sample_rate)
     groups: dict[tuple[str, str], list[Finding]] = defaultdict(list)
     for finding in findings:
         groups[finding.check, finding.split].append(finding)
@@ -311,6 +397,7 @@ def make_modules(
     tokenizer: Tokenizer,
     acoustic_model: AcousticModel,
     manifests: dict[str, dict[str, str]],
+    origin: Origin,
 ) -> tuple[SpeechDataModule, CtcModule]:
     """The Lightning views of data and model."""
     features = acoustic_model.features
@@ -334,10 +421,12 @@ def make_modules(
     batches_per_step = config.trainer.accumulate_batches
     steps_per_epoch = -(-datamodule.num_train_batches // batches_per_step)
     num_steps = steps_per_epoch * config.trainer.max_epochs
+    choices = dict.fromkeys([*choices_on_dev(config, corpus.dev), *origin.choices])
     provenance = {
         **describe_environment(),
         "manifests": manifests,
-        "choices": [dataclasses.asdict(choice) for choice in choices_on_dev(config, corpus.dev)],
+        "learned_before": origin.manifests,
+        "choices": [dataclasses.asdict(choice) for choice in choices],
     }
     module = CtcModule(
         acoustic_model=acoustic_model,
@@ -364,7 +453,25 @@ def make_modules(
     return datamodule, module
 
 
-def warm_start(init_from: str, acoustic_model: AcousticModel, tokenizer: Tokenizer) -> None:
+def begin_weights(
+    config: TrainConfig, before: dict[str, Any] | None, acoustic_model: AcousticModel, tokenizer: Tokenizer
+) -> Origin:
+    """What the weights come from: the run's own checkpoint (which Lightning loads), another's, or nothing."""
+    if before is not None:
+        planned = before["recipe"]["config"]["trainer"]["max_epochs"]
+        if planned != config.trainer.max_epochs:
+            logger.info(
+                "the learning-rate schedule, which spanned %d epochs, now spans %d: the rate goes on from there",
+                planned,
+                config.trainer.max_epochs,
+            )
+        return Origin.of_resumed(before["recipe"])
+    if config.init_from is not None:
+        return warm_start(config.init_from, acoustic_model, tokenizer)
+    return Origin()
+
+
+def warm_start(init_from: str, acoustic_model: AcousticModel, tokenizer: Tokenizer) -> Origin:
     """Begin with the weights of another run, and say which.
 
     Raises:
@@ -381,24 +488,7 @@ def warm_start(init_from: str, acoustic_model: AcousticModel, tokenizer: Tokeniz
         logger.warning(
             "  it was trained on other features than this model will see: it must get used to them"
         )
-
-
-def describe_manifests(config: TrainConfig) -> dict[str, dict[str, str]]:
-    """What the training learns from: the manifests, and the recordings mixed into their audio.
-
-    Raises:
-        ConfigError: there are no such recordings; names the option.
-    """
-    manifests = {
-        split: {"path": path, "sha256": manifest_sha256(path)}
-        for split, path in (("train", config.data.train), ("dev", config.data.dev))
-    }
-    sounds = {
-        option: {"path": path, "sha256": sounds_sha256(path, f"augment.{option}")}
-        for option in ("noise", "reverb_responses")
-        if (path := getattr(config.augment, option)) is not None
-    }
-    return manifests | sounds
+    return Origin.of_other(content["recipe"], path)
 
 
 def choices_on_dev(config: TrainConfig, dev: Selection) -> list[Choice]:
@@ -446,7 +536,14 @@ def find(
         logger.info("up to %d steps at rates from tiny to huge", FIND_STEPS)
         epochs = -(-FIND_STEPS // datamodule.num_train_batches)
         batches = itertools.chain.from_iterable(datamodule.train_dataloader() for _ in range(epochs))
-        rates = finders.find_learning_rate(module, optimizer, batches, FIND_STEPS, use_bf16(config))
+        rates = finders.find_learning_rate(
+            module,
+            optimizer,
+            batches,
+            FIND_STEPS,
+            autocast=use_bf16(config),
+            clip_norm=config.trainer.gradient_clip_norm,
+        )
         picture = run_dir / "learning_rate.png"
         finders.plot_rates(rates, picture)
         logger.info(
@@ -472,12 +569,21 @@ def find(
     )
     logger.info("looking for the largest batch within %.1f GiB: a step each", budget / 2**30)
     batch = finders.find_batch_seconds(measure, durations, budget, report_trial)
+    limits = batch_limits(batch.max_seconds, config.data.max_seconds)
     logger.info(
-        "within %.1f GiB: data.max_batch_seconds=%.0f data.max_batch_utterances=%d",
+        "within %.1f GiB: %s data.max_batch_utterances=%d",
         budget / 2**30,
-        math.floor(batch.max_seconds),
+        limits,
         batch.largest.num_utterances,
     )
+
+
+def batch_limits(max_batch_seconds: float, max_seconds: float) -> str:
+    """Options for batches of so many seconds; no utterance may be longer than a batch."""
+    if max_batch_seconds >= max_seconds:
+        return f"data.max_batch_seconds={math.floor(max_batch_seconds)}"
+    seconds = math.ceil(100 * max_batch_seconds) / 100  # not below the longest utterance
+    return f"data.max_batch_seconds={seconds:g} data.max_seconds={seconds:g}"
     logger.info("that is what fits; small corpora learn better from smaller batches (more steps per epoch)")
 
 
@@ -531,9 +637,7 @@ def make_callbacks(config: TrainConfig, run_dir: Path) -> list[Callback]:
     callbacks.append(ValidateAtEnd())  # after the timer, which stops
     if options.early_stopping_epochs is not None:
         patience = -(-options.early_stopping_epochs // options.validate_every_epochs)
-        callbacks.append(
-            EarlyStopping("dev/wer", mode="min", patience=patience, check_on_train_epoch_end=False)
-        )
+        callbacks.append(StopEarly("dev/wer", mode="min", patience=patience, check_on_train_epoch_end=False))
     # Last: what it saves holds the state that the others have after the validation.
     if options.profile:
         callbacks.append(StepProfiler())
@@ -572,7 +676,7 @@ def make_loggers(config: TrainConfig, run_dir: Path, loss_parts: Sequence[str]) 
     if config.logger.tensorboard:
         loggers.append(TensorBoardLogger(run_dir, name="", version="tensorboard"))
     if config.logger.csv:
-        loggers.append(MetricsFile(run_dir / "metrics.csv", loss_parts))
+        loggers.append(MetricsFile(run_dir / METRICS_NAME, loss_parts))
     return loggers
 
 
@@ -583,116 +687,28 @@ def quieten_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
 
 
-# ------------------------------------------------------------------ run directory and resuming
+# ------------------------------------------------------------------ the beginning and the end
 
 
-def make_run_dir(run_dir: Path) -> Path:
-    """Create it.
+def begin_files(run_dir: Path, before: dict[str, Any] | None) -> None:
+    """Leave nothing of an earlier attempt that the files of this training do not go on from.
 
-    Raises:
-        TrainingError: it cannot be written, or holds a run already.
+    Args:
+        before: the checkpoint to go on from.
     """
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / checkpoint.CHECKPOINT_FOLDER).mkdir(exist_ok=True)
-        probe = run_dir / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise TrainingError(
-            f"cannot write the run directory {run_dir} ({error.strerror}); choose another: run_dir=PATH"
-        ) from error
-    if (run_dir / checkpoint.CHECKPOINT_FOLDER / checkpoint.LAST).exists():
-        raise TrainingError(
-            f"{run_dir} already holds a run: go on with resume={run_dir}, or choose another run_dir"
-        )
-    return run_dir
+    forget_metrics_after(run_dir / METRICS_NAME, 0 if before is None else before["global_step"])
+    (run_dir / checkpoint.CHECKPOINT_FOLDER / checkpoint.AVERAGE).unlink(missing_ok=True)
 
 
-def find_resume(config: TrainConfig) -> Path | None:
-    """The ``last.ckpt`` to go on from, or None to start afresh.
-
-    Raises:
-        CheckpointError: there is none, or it is damaged.
-        ConfigError: its configuration differs in more than how long and where to train, or its
-            manifests have changed.
-    """
-    wanted = config.resume
-    if wanted.lower() in NO_RESUME:
-        return None
-    if wanted.lower() == "true":
-        runs = Path(config.run_dir).parent
-        found = sorted(
-            runs.glob(f"*/{checkpoint.CHECKPOINT_FOLDER}/{checkpoint.LAST}"), key=lambda p: p.stat().st_mtime
-        )
-        if not found:
-            raise CheckpointError(f"resume=true: no run below {runs} has a checkpoint to go on from")
-        path = found[-1]
-    else:
-        given = Path(wanted).expanduser()
-        path = given if given.is_file() else given / checkpoint.CHECKPOINT_FOLDER / checkpoint.LAST
-        if not path.is_file():
-            raise CheckpointError(f"resume={wanted}: {path} does not exist")
-        if path.absolute().parent.name != checkpoint.CHECKPOINT_FOLDER:
-            raise CheckpointError(
-                f"resume={wanted}: {path} is not in a run directory (…/{checkpoint.CHECKPOINT_FOLDER}/{path.name})"
-            )
-    path = path.absolute()
-    recipe = checkpoint.read(path)["recipe"]
-    check_same_recipe(recipe["config"], dataclasses.asdict(config), path)
-    check_same_manifests(recipe["provenance"]["manifests"], describe_manifests(config), path)
-    return path
-
-
-MAY_DIFFER_ON_RESUME = (
-    *("resume", "run_dir", "init_from", "trainer", "logger", "data.num_workers", "data.cache_audio_gib"),
-    "doctor",  # what it found is taken from the run's excluded.jsonl
-)
-# What a checkpoint holds depends on it.
-MUST_AGREE_ON_RESUME = ("trainer.ema_decay",)
-
-
-def check_same_recipe(before: dict[str, Any], now: dict[str, Any], path: Path) -> None:
-    """Going on with other data, model or schedule would be neither the old run nor a new one."""
-    old, new = flatten(before), flatten(now)
-    changed = [
-        f"{name}: {old.get(name)} → {new.get(name)}"
-        for name in sorted(old | new)
-        if old.get(name) != new.get(name)
-        and (name in MUST_AGREE_ON_RESUME or not name.startswith(MAY_DIFFER_ON_RESUME))
-    ]
-    if changed:
-        raise ConfigError(f"cannot go on from {path} with other options ({'; '.join(changed)})")
-
-
-def check_same_manifests(
-    before: dict[str, dict[str, str]], now: dict[str, dict[str, str]], path: Path
-) -> None:
-    """Batches are planned from the manifests: with others the plan would be neither old nor new."""
-    changed = [now[name]["path"] for name in now if before[name]["sha256"] != now[name]["sha256"]]
-    if changed:
-        raise ConfigError(
-            f"cannot go on from {path}: changed since then: {', '.join(changed)}; start a new run instead"
-        )
-
-
-def resume_command(run_dir: Path) -> str:
-    """The running command, going on with this run."""
-    kept = [
-        part
-        for part in shlex.split(command_line())
-        if not part.startswith(("resume=", "run_dir=", "init_from="))
-    ]
-    return shlex.join([*kept, f"resume={run_dir}"])
-
-
-def write_run_files(config: TrainConfig, run_dir: Path, recipe: dict[str, Any]) -> None:
-    """What is needed to understand and repeat the run: config, provenance, command."""
-    (run_dir / "config.yaml").write_text(yaml.safe_dump(recipe["config"], sort_keys=False), encoding="utf-8")
-    provenance = json.dumps(recipe["provenance"], indent=2, ensure_ascii=False)
-    (run_dir / "provenance.json").write_text(provenance + "\n", encoding="utf-8")
-    with open(run_dir / "command.sh", "a", encoding="utf-8") as file:
-        file.write(command_line() + "\n")
+def why_stopped(trainer: pl.Trainer, config: TrainConfig) -> Iterator[str]:
+    """The reasons for which a training ended before its last epoch."""
+    if trainer.current_epoch >= config.trainer.max_epochs:
+        return
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, StopEarly) and callback.has_stopped:
+            yield f"no lower dev WER in {config.trainer.early_stopping_epochs} epochs"
+        if isinstance(callback, Timer) and callback.time_remaining() == 0:
+            yield f"trainer.max_minutes={config.trainer.max_minutes:g} are over"
 
 
 def average_best(trainer: pl.Trainer, run_dir: Path) -> None:
@@ -724,6 +740,7 @@ def finish(config: TrainConfig, run_dir: Path) -> int:
     decoder = describe_decoder(config.decoder, decoder_files(config.decoder))
     provenance = checkpoint.describe_evaluation(identity, Path(config.data.dev), decoder)
     utterances = read_split(config.data, "dev")
+    choices = training_choices(identity.provenance, is_last=path.name == checkpoint.LAST)
     dev = EvaluatedData(config.data.dev, provenance["manifest"]["sha256"], utterances, "dev")
     report = evaluate_utterances(
         recogniser,
@@ -731,9 +748,7 @@ def finish(config: TrainConfig, run_dir: Path) -> int:
         max_batch_utterances=config.data.max_batch_utterances,
         max_batch_seconds=config.data.max_batch_seconds,
         provenance=provenance,
-        data_use=check_data_use(
-            dev, training_choices(identity.provenance), identity.provenance["manifests"]["train"]
-        ),
+        data_use=check_data_use(dev, choices, training_manifests(identity.provenance)),
     )
     report, written = write_views(
         report,

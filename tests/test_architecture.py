@@ -29,6 +29,7 @@ RANKS = {
         "label_errors",
         "longform",
         "parity",
+        "runs",
         "selection",
         "spliced",
         "sweep",
@@ -46,6 +47,7 @@ ENTRY_POINTS = set(RANKS[6])
 SIBLINGS = {("config", "errors"), ("dataset", "sampler"), ("callbacks", "module"), ("averaging", "module")}
 SIBLINGS |= {("augment", "audio"), ("augment", "manifest"), ("sweep", "evaluation")}
 SIBLINGS |= {("parity", "longform"), ("spliced", "checkpoint")}
+SIBLINGS |= {("runs", "checkpoint"), ("runs", "cli")}
 SIBLINGS |= {("dev_pictures", "module"), ("profiling", "module"), ("findings", "inspection")}
 
 MAY_IMPORT = {

@@ -53,10 +53,6 @@ def mistake(
         (["trainer.max_epochs=1.5"], ["1.5", "trainer.max_epochs"]),
         (["features.dither=loud"], ["loud", "features.dither"]),
         (["model.conv_channels=8"], ["model.conv_channels"]),
-        (
-            ["trainer.max_epochs=2", "trainer.validate_every_epochs=3"],
-            ["validate_every_epochs=3", "max_epochs=2"],
-        ),
         (["data.max_seconds=1", "data.min_seconds=2"], ["data.max_seconds=1", "data.min_seconds=2"]),
         (["experiment=null"], ["experiment=null"]),
         (["model="], ["model="]),
@@ -242,3 +238,32 @@ def test_signals_are_handled_on_a_stack_of_their_own() -> None:
         check=True,
     )
     assert done.stdout.strip() == "0"  # SS_DISABLE, 2: there is none
+
+
+def test_a_preset_that_overrules_a_chosen_group_says_so() -> None:
+    choices = {"experiment": "an4-best", "augment": "none", "schedule": "cosine", "model": "compact"}
+    given = {"experiment", "augment", "schedule", "schedule.warmup_share"}
+    (line,) = cli.overruled_groups(choices, given)
+    assert (
+        "experiment=an4-best sets augment.num_time_masks, augment.time_mask_seconds in augment=none" in line
+    )
+    assert list(cli.overruled_groups(choices, {"experiment", "model"})) == []
+    assert list(cli.overruled_groups({"augment": "none"}, {"augment"})) == []
+    (line,) = cli.overruled_groups({"experiment": "an4-best", "optimizer": "sgd"}, {"optimizer"})
+    assert "optimizer.learning_rate" in line
+    (line,) = cli.overruled_groups({"experiment": "an4-best", "data": "fsdd"}, {"data", "data.train"})
+    assert "data.max_batch_utterances" in line  # of the preset that an4-best builds on
+    assert "data.train" not in line
+
+
+def test_an_interrupted_job_ends_the_sweep(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=0,1,2"])
+    done: list[int] = []
+
+    def interrupted(config: TrainConfig) -> int:
+        done.append(config.seed)
+        return cli.INTERRUPTED if config.seed == 1 else 0
+
+    assert cli.launch(interrupted, config_name="train", schema=TrainConfig) == cli.INTERRUPTED
+    assert done == [0, 1]

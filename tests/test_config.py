@@ -64,7 +64,6 @@ DATA: dict[str, Any] = {"name": "x", "train": "t", "dev": "d"}
             ["data.max_seconds=30", "data.max_batch_seconds=20"],
         ),
         (DataConfig, {**DATA, "num_workers": -1}, ["data.num_workers=-1"]),
-        (TrainerConfig, {"validate_every_epochs": 60}, ["trainer.validate_every_epochs=60", "max_epochs=50"]),
         (TrainerConfig, {"max_minutes": 0.0}, ["trainer.max_minutes=0.0 must be above 0"]),
         (TrainerConfig, {"precision": "16"}, ["trainer.precision=16", "bf16"]),
         (TrainerConfig, {"non_finite_loss": "ignore"}, ["trainer.non_finite_loss=ignore"]),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from asr.errors import TrainingError
 from asr.finders import RateTrial, Shape, find_batch_seconds, read_peak, reset_peak, worst_shapes
 from asr.sampler import BucketSampler
-from asr.train import train
+from asr.train import batch_limits, train
 
 Compose = Callable[..., Any]
 
@@ -99,3 +99,20 @@ def test_as_a_command(
 def test_misspelt(tiny_train_config: Compose, tmp_path: Path) -> None:
     with pytest.raises(Exception, match="did you mean 'batch_size'"):
         tiny_train_config(tmp_path, "find=batchsize")
+
+
+def test_suggested_limits_fit_together() -> None:
+    assert batch_limits(61.7, 30.0) == "data.max_batch_seconds=61"
+    assert (
+        batch_limits(6.437, 30.0) == "data.max_batch_seconds=6.44 data.max_seconds=6.44"
+    )  # not below the longest
+
+
+def test_rates_are_tried_with_the_clipping_of_the_training(
+    tiny_train_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms = set()
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda parameters, norm: norms.add(norm))
+    options = ["find=learning_rate", "trainer.gradient_clip_norm=50"]
+    assert train(tiny_train_config(tmp_path / "run", *options)) == 0
+    assert norms == {50}

@@ -59,7 +59,7 @@ def test_key_ignores_where_the_audio_lies_and_nothing_else() -> None:
 
 
 def test_fresh_data_is_clean() -> None:
-    use = check_data_use(data(some(5, first=100), "test"), [choice(some(5))], None)
+    use = check_data_use(data(some(5, first=100), "test"), [choice(some(5))], [])
     assert use == DataUse("test", False, ())
 
 
@@ -68,12 +68,10 @@ def test_test_data_that_chose_something_is_refused(sha256: str) -> None:
     """By the hash of the manifest, and when it was re-cut or renamed by the utterances."""
     utterances = some(3, first=2) if sha256 == "other" else some(5)
     with pytest.raises(TunedSplitError, match="allow_tuned_split") as caught:
-        check_data_use(data(utterances, "test", sha256), [choice(some(5))], None)
+        check_data_use(data(utterances, "test", sha256), [choice(some(5))], [])
     assert "alpha" in str(caught.value)
     assert "\n" not in str(caught.value)
-    allowed = check_data_use(
-        data(utterances, "test", sha256), [choice(some(5))], None, allow_tuned_split=True
-    )
+    allowed = check_data_use(data(utterances, "test", sha256), [choice(some(5))], [], allow_tuned_split=True)
     assert allowed.is_optimistic
     assert texts(allowed).startswith("warning: not a test result")
     if sha256 == "other":
@@ -82,7 +80,7 @@ def test_test_data_that_chose_something_is_refused(sha256: str) -> None:
 
 def test_dev_data_is_marked_with_all_that_it_chose() -> None:
     stop = dataclasses.replace(choice(some(5)), what="when training stopped")
-    use = check_data_use(data(some(5), "dev", "dev"), [stop, choice(some(5))], None)
+    use = check_data_use(data(some(5), "dev", "dev"), [stop, choice(some(5))], [])
     assert use.is_optimistic
     expected = "dev: this split chose when training stopped and alpha; the figure is optimistic"
     assert texts(use) == f"warning: {expected}"
@@ -96,7 +94,7 @@ def test_of_large_sets_a_sample_is_enough(tmp_path: Path) -> None:
     assert (kept.num_utterances, len(kept.keys)) == (5 * MAX_KEYS, MAX_KEYS)
     assert num_shared(many[:100], kept) > 0
     assert num_shared(some(100, first=10**6), kept) == 0
-    use = check_data_use(data(many[:100], "dev"), [kept], None)
+    use = check_data_use(data(many[:100], "dev"), [kept], [])
     assert "at least" in texts(use)
 
 
@@ -104,18 +102,18 @@ def test_overlap_with_training_data(tiny_corpus: TinyCorpus, tmp_path: Path) -> 
     train_manifest = tiny_corpus.manifest("train")
     described = {"path": str(train_manifest), "sha256": manifest_sha256(train_manifest)}
     dev = read_manifest(tiny_corpus.manifest("dev"))
-    use = check_data_use(data(dev, "test"), [], described)
+    use = check_data_use(data(dev, "test"), [], [described])
     assert not use.is_optimistic
     assert texts(use).startswith("note: 2 of 2 speakers are in the training data")
     strangers = [dataclasses.replace(one, speaker=f"new{one.speaker}") for one in dev]
-    assert check_data_use(data(strangers, "test"), [], described).notices == ()
+    assert check_data_use(data(strangers, "test"), [], [described]).notices == ()
     # The same audio under another name, with another transcript.
     (learned, *_) = read_manifest(train_manifest)
     renamed = dataclasses.replace(learned, id="new", text="zz", speaker="")
-    use = check_data_use(data([*strangers, renamed], "test"), [], described)
+    use = check_data_use(data([*strangers, renamed], "test"), [], [described])
     assert use.is_optimistic
     assert "learned from 1 of these 5 utterances, e.g. new" in texts(use)
-    use = check_data_use(data(dev, "test"), [], described | {"sha256": "changed"})
+    use = check_data_use(data(dev, "test"), [], [described | {"sha256": "changed"}])
     assert "could not be looked for" in texts(use)
 
 

@@ -1,5 +1,6 @@
 """Interrupting and going on: the same model as without the interruption, or a refusal that says why."""
 
+import json
 import os
 import shutil
 import signal
@@ -12,10 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Timer
 
 from asr.callbacks import SaveBetween
 from asr.errors import AsrError, CheckpointError, ConfigError, TrainingError
-from asr.train import resume_command, train
+from asr.runs import resume_command
+from asr.train import train
 
 Compose = Callable[..., Any]
 
@@ -250,6 +253,103 @@ def test_how_long_may_change(tiny_train_config: Compose, tiny_run: Path, tmp_pat
     shutil.copytree(tiny_run, copy)
     assert train(tiny_train_config(copy, f"resume={copy}", "trainer.max_epochs=3")) == 0
     assert last_checkpoint(copy)["global_step"] == 12
+
+
+def test_steps_are_counted_as_before(tiny_train_config: Compose, tiny_run: Path) -> None:
+    config = tiny_train_config(tiny_run, f"resume={tiny_run}", "trainer.accumulate_batches=2")
+    assert "trainer.accumulate_batches: 1 → 2" in refusal(config, ConfigError)
+
+
+def test_a_longer_schedule_is_announced(tiny_train_config: Compose, tiny_run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_run, tmp_path / "copy")
+    assert train(tiny_train_config(copy, f"resume={copy}", "trainer.max_epochs=3")) == 0
+    assert "which spanned 2 epochs, now spans 3" in (copy / "train.log").read_text()
+
+
+def test_an_old_average_does_not_outlive_its_training(tiny_train_config: Compose, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    assert train(tiny_train_config(run_dir, "trainer.average_best=2")) == 0
+    assert (run_dir / "checkpoints" / "average.ckpt").exists()
+    assert train(tiny_train_config(run_dir, f"resume={run_dir}", "trainer.max_epochs=3")) == 0
+    assert not (run_dir / "checkpoints" / "average.ckpt").exists()
+    assert json.loads((run_dir / "report.json").read_text())["provenance"]["checkpoint"]["path"].endswith(
+        "best.ckpt"
+    )
+
+
+def test_an_epoch_that_was_stopped_and_gone_on_with_is_averaged_once(
+    tiny_train_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir, options = tmp_path / "run", ["trainer.max_epochs=3", "trainer.average_best=3"]
+
+    def stop(callback: Any, trainer: Any, *unused: Any) -> None:
+        trainer.should_stop = trainer.global_step == 6  # in the middle of the second epoch
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Timer, "on_train_batch_end", stop)
+        assert train(tiny_train_config(run_dir, *options, "trainer.max_minutes=100")) == 0
+    assert last_checkpoint(run_dir)["global_step"] == 6
+    assert train(tiny_train_config(run_dir, *options, f"resume={run_dir}")) == 0
+    average = torch.load(run_dir / "checkpoints" / "average.ckpt", weights_only=True)
+    names = [name for name, _ in average["recipe"]["provenance"]["average_of"]]
+    assert sorted(names) == ["epoch-0001.ckpt", "epoch-0002.ckpt", "epoch-0003.ckpt"]
+
+
+def test_patience_is_that_of_the_command(tiny_train_config: Compose, tmp_path: Path) -> None:
+    run_dir, options = tmp_path / "run", ["optimizer.learning_rate=1e-12", "trainer.max_epochs=20"]
+
+    def steps(patience: int, *more: str) -> int:
+        early = f"trainer.early_stopping_epochs={patience}"
+        assert train(tiny_train_config(run_dir, *options, early, *more)) == 0
+        return last_checkpoint(run_dir)["global_step"] // 4
+
+    assert steps(2) == 3
+    assert "stopped: no lower dev WER in 2 epochs" in (run_dir / "train.log").read_text()
+    assert steps(2, f"resume={run_dir}") == 3  # it had stopped
+    assert steps(5, f"resume={run_dir}") == 6
+    assert steps(4, f"resume={run_dir}") == 6
+
+
+def test_metrics_of_steps_that_are_trained_again_are_dropped(
+    tiny_train_config: Compose,
+    whole_run: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As after a power cut: rows were written that no checkpoint knows of."""
+
+    def steps(run_dir: Path) -> list[str]:
+        return [line.split(",")[0] for line in (run_dir / "metrics.csv").read_text().splitlines()]
+
+    def fail(callback: Any) -> None:
+        raise RuntimeError("power cut")
+
+    run_dir = tmp_path / "run"
+    for batch_number, resume in ((2, []), (7, []), (None, [f"resume={run_dir}"])):
+        with monkeypatch.context() as patched:
+            if batch_number is not None:
+                interrupt_at(patched, batch_number, fail)
+                with pytest.raises(RuntimeError, match="power cut"):
+                    train(tiny_train_config(run_dir, *RANDOM))
+            else:
+                assert train(tiny_train_config(run_dir, *RANDOM, *resume)) == 0
+    assert steps(run_dir) == steps(whole_run())
+
+
+def test_two_trainings_do_not_share_a_run_directory(
+    tiny_train_config: Compose, tiny_run: Path, tmp_path: Path
+) -> None:
+    holder = "import sys\nfrom pathlib import Path\nfrom asr.runs import held\n"
+    holder += "with held(Path(sys.argv[1])):\n    print(flush=True)\n    input()"
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    command = [sys.executable, "-c", holder, str(run_dir)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert "another training" in refusal(tiny_train_config(run_dir), TrainingError)
+        process.kill()
+    assert train(tiny_train_config(run_dir)) == 0  # the lock has gone with its process
 
 
 def test_nothing_to_go_on_from(tiny_train_config: Compose, tiny_run: Path, tmp_path: Path) -> None:

@@ -384,6 +384,17 @@ def test_utterance_that_does_not_fit_at_run_time_is_left_out_and_named(
     )
 
 
+def test_a_dev_set_without_words_is_refused(
+    tiny_train_config: Compose, tiny_corpus: Any, tmp_path: Path
+) -> None:
+    silent = [{**line, "text": " "} for line in tiny_corpus.lines("dev")]
+    config = tiny_train_config(
+        tmp_path / "run", f"data.dev={tiny_corpus.write(tmp_path / 'dev.jsonl', silent)}"
+    )
+    with pytest.raises(TrainingError, match="no utterance has a word"):
+        train(config)
+
+
 # ------------------------------------------------------------------ when it ends
 
 

@@ -1,17 +1,25 @@
 """Beginning with another model's weights: what fits is taken over, by name, shape and token."""
 
+import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
+from conftest import TinyCorpus, compose_config
 
 from asr.build import make_acoustic_model
-from asr.config import BiLstmConfig, LogMelConfig
-from asr.errors import CheckpointError, ConfigError
+from asr.config import BiLstmConfig, EvaluateConfig, LogMelConfig
+from asr.errors import CheckpointError
+from asr.evaluate import evaluate
+from asr.firewall import TunedSplitError
 from asr.models.acoustic import AcousticModel
+from asr.report.json_report import read_report
 from asr.tokenizer import CharTokenizer
+from asr.train import main as train_command
 from asr.train import train
 from asr.warm_start import take_over
 
@@ -74,7 +82,68 @@ def test_training_begins_with_them(tiny_train_config: Compose, tiny_run: Path, t
     assert "tensors taken over" in (run_dir / "train.log").read_text()
 
 
-def test_not_together_with_resume(tiny_train_config: Compose, tmp_path: Path) -> None:
-    with pytest.raises(Exception, match="give one of them") as caught:
-        tiny_train_config(tmp_path, "init_from=a", "resume=b")
-    assert isinstance(caught.value, ConfigError) or "ConfigError" in repr(caught.value.__cause__)
+@pytest.fixture
+def warm_run(
+    tiny_corpus: TinyCorpus, tiny_train_config: Compose, tiny_run: Path, tmp_path: Path
+) -> Callable[[str], Path]:
+    """``warm_run(name)``: a training on one of the tiny utterances that begins with that checkpoint of the tiny run."""
+
+    def train_from(name: str) -> Path:
+        run_dir = tmp_path / f"from-{name}"
+        manifest = tiny_corpus.write(tmp_path / "one.jsonl", tiny_corpus.lines("train")[:1])
+        first = tiny_run / "checkpoints" / name
+        options = [f"init_from={first}", f"data.train={manifest}", f"data.dev={manifest}"]
+        assert train(tiny_train_config(run_dir, *options)) == 0
+        return run_dir
+
+    return train_from
+
+
+def test_what_the_first_training_used_is_not_forgotten(
+    warm_run: Callable[[str], Path], tiny_corpus: TinyCorpus, tmp_path: Path
+) -> None:
+    """Neither what it has learned from nor what its dev set chose, by the training that begins with its weights."""
+
+    def evaluated(run_dir: Path, split: str, *options: str) -> str:
+        one = tmp_path / "one.jsonl"
+        given = [f"checkpoint={run_dir}", f"manifest={tiny_corpus.manifest(split)}", "html=false", *options]
+        given += [f"output={tmp_path / 'out'}", "data=custom", f"data.train={one}", f"data.dev={one}"]
+        assert evaluate(compose_config("evaluate", EvaluateConfig, given)) == 0
+        use = read_report(tmp_path / "out" / "report.json").data_use
+        assert use is not None
+        return " | ".join(notice.text for notice in use.notices)
+
+    from_best, from_last = warm_run("best.ckpt"), warm_run("last.ckpt")
+    assert "learned from these very utterances" in evaluated(from_best, "train")
+    with pytest.raises(TunedSplitError, match="lowest WER of the training before"):
+        evaluated(from_best, "dev", "split=test")
+    assert "chose" not in evaluated(from_last, "dev", "split=test")  # the last weights were not chosen by it
+
+
+def test_a_resumed_training_remembers_what_it_began_with(
+    warm_run: Callable[[str], Path], tiny_corpus: TinyCorpus, tiny_train_config: Compose, tmp_path: Path
+) -> None:
+    run_dir = warm_run("best.ckpt")
+    before = (run_dir / "config.yaml").read_text(), json.loads((run_dir / "provenance.json").read_text())
+    manifest = tmp_path / "one.jsonl"
+    options = [f"data.train={manifest}", f"data.dev={manifest}", f"resume={run_dir}"]
+    for longer, init_from in (("4", []), ("6", ["init_from=gone"])):  # as a preset may have it
+        assert train(tiny_train_config(run_dir, *options, f"trainer.max_epochs={longer}", *init_from)) == 0
+        config, provenance = (
+            (run_dir / "config.yaml").read_text(),
+            json.loads((run_dir / "provenance.json").read_text()),
+        )
+        assert yaml.safe_load(config)["init_from"] == yaml.safe_load(before[0])["init_from"]
+        assert provenance["learned_before"] == before[1]["learned_before"] != []
+        assert provenance["choices"] == before[1]["choices"]
+
+
+def test_not_together_with_resume(
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_run: Path,
+    tiny_train_options: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", *tiny_train_options, "init_from=a", f"resume={tiny_run}"])
+    assert train_command() == 2
+    assert "give one of them" in capsys.readouterr().err
