@@ -1,7 +1,7 @@
 """``python -m asr.evaluate``: the word error rate of a checkpoint, with every error."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from asr.manifest import manifest_sha256, read_manifest
 from asr.parity import check_parity
 from asr.recogniser import Recogniser
 from asr.records import Utterance
-from asr.report.json_report import EvaluationReport, num_faulty, write_report
+from asr.report.json_report import EvaluationReport, ReportError, num_faulty, read_report, write_report
 from asr.report.label_errors import print_label_errors, write_label_errors
 from asr.report.nist import write_sclite_files
 from asr.report.parity import print_parity, write_parity
@@ -102,8 +102,12 @@ def evaluate(config: EvaluateConfig) -> int:
             return evaluate_parity(run, console)
         if config.label_errors:
             return rank_label_errors(run, console)
-        report, written = run.write(run.evaluate())
+        report = run.evaluate()
+        other = other_report(output, provenance)
+        report, written = run.write(report)
     print_report(report, console, num_worst=config.num_worst)
+    if other is not None:
+        console.print(f"replaced: {other}; output=PATH keeps both", markup=False, soft_wrap=True)
     for file in written:
         console.print(f"report: {file}", markup=False, highlight=False, soft_wrap=True)
     if report.confidence is not None and report.confidence.calibrated is not None:
@@ -115,6 +119,18 @@ def evaluate(config: EvaluateConfig) -> int:
             calibration.save(run_folder / calibration.FILE_NAME, report.confidence, provenance)
             console.print(f"calibration: {run_folder / calibration.FILE_NAME}", markup=False, soft_wrap=True)
     return 1 if report.excluded else 0
+
+
+def other_report(output: Path, provenance: Mapping[str, Any]) -> str | None:
+    """What a report that is there already is of, where that is another checkpoint or decoder."""
+    try:
+        before = read_report(output / "report.json").provenance
+    except ReportError:
+        return None
+    if all(before.get(name) == provenance[name] for name in ("checkpoint", "decoder")):
+        return None
+    checkpoint_path, kind = before.get("checkpoint", {}).get("path"), before.get("decoder", {}).get("kind")
+    return f"the report of {checkpoint_path} with decoder={kind}"
 
 
 @dataclass(frozen=True)

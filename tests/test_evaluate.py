@@ -55,6 +55,15 @@ def test_same_figures_as_validation_and_as_the_report_of_the_run(
     ]
 
 
+def test_a_report_of_something_else_is_not_replaced_in_silence(
+    run: Run, tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options, is_other in (([], False), ([], False), (["decoder=beam"], True), (["decoder=beam"], False)):
+        assert run("html=false", *options) == 0
+        replaced = f"replaced: the report of {tiny_run / 'checkpoints' / 'best.ckpt'} with decoder=greedy"
+        assert (replaced in capsys.readouterr().out.replace("\n", " ")) == is_other
+
+
 def test_validation_in_a_bf16_training_decodes_in_full_precision(
     run: Run, tiny_train_config: Callable[..., Any], tmp_path: Path
 ) -> None:
