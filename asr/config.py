@@ -1152,6 +1152,7 @@ class LmConfig:
     normalise: bool = True
     case: str = "lower"
     keep_punctuation: bool = False
+    wildcard: str | None = None
     exclude: Any = field(default_factory=list)
     perplexity: str | None = None
     memory_gib: float = 1.0
@@ -1167,6 +1168,8 @@ class LmConfig:
         check_range("order", self.order, at_least=1, at_most=10)
         check_choice("unit", self.unit, ["word", "char"])
         check_choice("case", self.case, ["lower", "upper", "keep"])
+        if self.wildcard == "":
+            raise ConfigError("wildcard= is empty: leave it out, or give the mark of missing words")
         check_range("memory_gib", self.memory_gib, above=0)
         if self.max_words is not None:
             check_range("max_words", self.max_words, at_least=1)

@@ -112,16 +112,22 @@ def _sentences(path: Path, config: LmConfig, advance: Advance | None = None) -> 
     """The sentences of a file as tokens; empty ones are skipped."""
     for where, line in _lines(path, advance):
         text = _transcript(line, where) if path.name.removesuffix(".gz").endswith(".jsonl") else line
-        if config.normalise:
-            text = normalise(text, case=cast(Case, config.case), keep_punctuation=config.keep_punctuation)
-        words = text.split()
-        if not words:
-            continue
-        if config.unit == "char":
-            yield [SPACE if character == " " else character for character in " ".join(words)]
-        else:
-            _refuse_reserved(words, where)
-            yield words
+        # Words on either side of missing ones do not follow each other.
+        for part in [text] if config.wildcard is None else text.split(config.wildcard):
+            words = _words(part, config)
+            if not words:
+                continue
+            if config.unit == "char":
+                yield [SPACE if character == " " else character for character in " ".join(words)]
+            else:
+                _refuse_reserved(words, where)
+                yield words
+
+
+def _words(text: str, config: LmConfig) -> list[str]:
+    if config.normalise:
+        text = normalise(text, case=cast(Case, config.case), keep_punctuation=config.keep_punctuation)
+    return text.split()
 
 
 def _refuse_reserved(words: Sequence[str], where: str) -> None:

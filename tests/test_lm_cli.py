@@ -51,6 +51,23 @@ def test_a_model_from_text(text, tmp_path, run):
     assert "│ 2 │ 16 │ 16 │" in shown
 
 
+def test_words_beside_missing_ones_do_not_follow_each_other(tmp_path, run):
+    text, output = tmp_path / "text.txt", tmp_path / "lm.arpa"
+
+    def bigrams(content: str) -> set[tuple[str, ...]]:
+        text.write_text(content)
+        code, _, message = run(f"text={text}", "order=2", f"output={output}", "wildcard='*'")
+        assert code == 0, message
+        model = read_arpa(output)
+        return {tuple(model.words[i] for i in ids) for ids in model.orders[1].word_ids.tolist()}
+
+    assert bigrams("call me * now\n* please\n*\n") == {
+        *(("<s>", "call"), ("call", "me"), ("me", "</s>"), ("<s>", "now"), ("now", "</s>")),
+        *(("<s>", "please"), ("please", "</s>")),
+    }
+    assert ("me", "now") in bigrams("me now *\n")
+
+
 def test_text_as_it_is(text, tmp_path, run):
     output = tmp_path / "lm.arpa"
     assert run(f"text={text}", "order=1", f"output={output}", "normalise=false")[0] == 0
