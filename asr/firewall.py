@@ -41,7 +41,7 @@ class TunedSplitError(ConfigError):
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """``what`` was chosen by results on a manifest; ``keys`` are (a sample of) its :func:`utterance_key`s."""
+    """``what`` was chosen by results on a manifest; ``keys`` are (a sample of) its utterances' :func:`keys_of`."""
 
     what: str
     manifest: str
@@ -89,15 +89,28 @@ def utterance_key(utterance: Utterance) -> str:
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:_KEY_DIGITS]
 
 
+def keys_of(utterance: Utterance) -> tuple[str, str]:
+    """What an utterance is known by: its content wherever the audio lies, its audio whatever it is called."""
+    place = f"{utterance.audio_path}\0{utterance.offset_seconds:.3f}"
+    return utterance_key(utterance), hashlib.sha256(place.encode("utf-8", "surrogatepass")).hexdigest()[
+        :_KEY_DIGITS
+    ]
+
+
+def _sample(utterances: Iterable[Utterance]) -> tuple[str, ...]:
+    """Of each kind of key all, or the smallest :data:`MAX_KEYS`."""
+    kinds = list(zip(*map(keys_of, utterances), strict=True))
+    return tuple(key for kind in kinds for key in heapq.nsmallest(MAX_KEYS, kind))
+
+
 def choose_on(what: str, manifest: str | Path, utterances: Iterable[Utterance]) -> Choice:
     """The record of a choice.
 
     Raises:
         ManifestError: the manifest cannot be read.
     """
-    keys = [utterance_key(utterance) for utterance in utterances]
-    sample = tuple(heapq.nsmallest(MAX_KEYS, keys))
-    return Choice(what, str(manifest), manifest_sha256(manifest), len(keys), sample)
+    known = list(utterances)
+    return Choice(what, str(manifest), manifest_sha256(manifest), len(known), _sample(known))
 
 
 def training_choices(provenance: Mapping[str, Any], *, is_last: bool = False) -> list[Choice]:
@@ -123,8 +136,7 @@ def _all_choices(provenance: Mapping[str, Any]) -> list[Choice]:
     if dev is None:
         return []
     known = _unchanged_manifest(dev) or []
-    keys = tuple(heapq.nsmallest(MAX_KEYS, map(utterance_key, known)))
-    return [Choice(BEST_CHECKPOINT, dev["path"], dev["sha256"], len(known), keys)]
+    return [Choice(BEST_CHECKPOINT, dev["path"], dev["sha256"], len(known), _sample(known))]
 
 
 def recorded_choices(run_dir: Path) -> list[Choice]:
@@ -153,7 +165,8 @@ def record_choice(run_dir: Path, choice: Choice) -> None:
 
 def num_shared(utterances: Iterable[Utterance], choice: Choice) -> int:
     """How many of ``utterances`` are known to be among those of the choice."""
-    return len({utterance_key(utterance) for utterance in utterances} & set(choice.keys))
+    known = set(choice.keys)
+    return sum(not known.isdisjoint(keys_of(utterance)) for utterance in utterances)
 
 
 def require_dev_data(data: EvaluatedData, test: str | None, action: str) -> None:
@@ -235,7 +248,7 @@ def check_data_use(
 def _describe(data: EvaluatedData, choice: Choice, num: int) -> str:
     if choice.sha256 == data.sha256:
         return f"it chose {choice.what}"
-    least = "at least " if len(choice.keys) < choice.num_utterances else ""
+    least = "at least " if choice.num_utterances > MAX_KEYS else ""
     return (
         f"{least}{num} of its {len(data.utterances)} utterances are in {choice.manifest}, "
         f"which chose {choice.what}"
@@ -255,9 +268,8 @@ def _training_overlap(data: EvaluatedData, manifests: Sequence[Mapping[str, str]
             where = f"the training manifest {manifest['path']} is not here or has changed"
             yield Notice("note", f"{where}: overlap with the training data could not be looked for")
         train += found or []
-    keys = {utterance_key(utterance) for utterance in train}
-    audio = {_place(utterance) for utterance in train}
-    shared = [one for one in data.utterances if utterance_key(one) in keys or _place(one) in audio]
+    known_keys = {key for utterance in train for key in keys_of(utterance)}
+    shared = [one for one in data.utterances if not known_keys.isdisjoint(keys_of(one))]
     total = len(data.utterances)
     if shared:
         yield Notice(
@@ -272,10 +284,6 @@ def _training_overlap(data: EvaluatedData, manifests: Sequence[Mapping[str, str]
             f"{len(known)} of {len(speakers)} speakers are in the training data too: "
             "the figure is for known voices",
         )
-
-
-def _place(utterance: Utterance) -> tuple[str, float]:
-    return str(utterance.audio_path), round(utterance.offset_seconds, 3)
 
 
 def _unchanged_manifest(manifest: Mapping[str, str]) -> list[Utterance] | None:

@@ -58,6 +58,19 @@ def test_key_ignores_where_the_audio_lies_and_nothing_else() -> None:
         assert utterance_key(dataclasses.replace(one, **change)) != utterance_key(one)
 
 
+def test_the_same_audio_under_another_name_is_known(tmp_path: Path) -> None:
+    """As of a manifest without ids, which are made of file names that are unique: cut anew it has others."""
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text("anything")
+    utterances = some(3)
+    chosen = choose_on("alpha", manifest, utterances)
+    renamed = [dataclasses.replace(one, id=f"new-{one.id}") for one in utterances[:2]]
+    assert num_shared(renamed, chosen) == 2
+    elsewhere = [dataclasses.replace(one, audio_file=f"/moved/{one.id}.wav") for one in utterances]
+    assert num_shared(elsewhere, chosen) == 3
+    assert num_shared([dataclasses.replace(one, offset_seconds=5.0) for one in renamed], chosen) == 0
+
+
 def test_fresh_data_is_clean() -> None:
     use = check_data_use(data(some(5, first=100), "test"), [choice(some(5))], [])
     assert use == DataUse("test", False, ())
@@ -91,7 +104,7 @@ def test_of_large_sets_a_sample_is_enough(tmp_path: Path) -> None:
     manifest.write_text("anything")
     many = some(5 * MAX_KEYS)
     kept = choose_on("alpha", manifest, many)
-    assert (kept.num_utterances, len(kept.keys)) == (5 * MAX_KEYS, MAX_KEYS)
+    assert (kept.num_utterances, len(kept.keys)) == (5 * MAX_KEYS, 2 * MAX_KEYS)  # by content and by place
     assert num_shared(many[:100], kept) > 0
     assert num_shared(some(100, first=10**6), kept) == 0
     use = check_data_use(data(many[:100], "dev"), [kept], [])
@@ -124,7 +137,7 @@ def test_training_records_what_dev_chose(tiny_train_config: Callable[..., Any], 
     chosen = training_choices(provenance)
     assert [one.what for one in chosen] == ["the checkpoint with the lowest WER", "when training stopped"]
     assert {one.sha256 for one in chosen} == {provenance["manifests"]["dev"]["sha256"]}
-    assert {len(one.keys) for one in chosen} == {4}
+    assert {len(one.keys) for one in chosen} == {2 * 4}  # by content and by place
     report = read_report(run_dir / "report.json")
     assert report.data_use is not None
     assert report.data_use.notices[0].text.startswith("dev: this split chose the checkpoint")
