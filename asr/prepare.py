@@ -20,12 +20,12 @@ from asr.corpora import an4, collect, folder, fsdd, lhotse, librispeech, ljspeec
 from asr.corpora.collect import SPLITS, Exclusion, PreparedCorpus
 from asr.corpora.download import Archive, obtain
 from asr.corpora.splits import shared_speakers_notes
+from asr.corpora.written import SUMMARY_NAME, manifest_path, names_written
 from asr.errors import ConfigError, ManifestError
 from asr.manifest import manifest_sha256, read_manifest, write_manifest
 from asr.records import Utterance
 
 EXCLUDED_NAME = "excluded.jsonl"
-SUMMARY_NAME = "prepare.json"
 _MAX_IDS_SHOWN = 3
 
 _READERS: Mapping[str, Callable[..., PreparedCorpus]] = {
@@ -66,6 +66,7 @@ def prepare(config: PrepareConfig) -> None:
         with _progress(console) as progress:
             source = _source(config, progress)
             corpus = _READERS[config.corpus](source, output, progress=progress, **options)
+            require_other_place(corpus, output, config)
             if config.shards is not None:
                 corpus = in_shards(corpus, output / webdataset.SHARD_FOLDER, config, progress)
         write(corpus, output, config)
@@ -90,6 +91,13 @@ def corpus_options(config: PrepareConfig) -> dict[str, Any]:
             f"{unknown[0]} is no option of corpus={config.corpus}, which knows {', '.join(sorted(known))}"
         )
     return given
+
+
+def require_other_place(corpus: PreparedCorpus, output: Path, config: PrepareConfig) -> None:
+    """Raise ``ManifestError`` where a manifest would replace its own source."""
+    written = {manifest_path(output, name).resolve() for name, part in _named(corpus).items() if part}
+    if config.source is not None and Path(config.source).resolve() in written:
+        raise ManifestError(f"{config.source} would be overwritten by its own result: choose another output")
 
 
 def in_shards(
@@ -120,13 +128,9 @@ def write(corpus: PreparedCorpus, output: Path, config: PrepareConfig) -> None:
     """Write manifests, ``excluded.jsonl`` and ``prepare.json``; remove manifests of an earlier run.
 
     Raises:
-        ManifestError: when nothing is usable, or a manifest would replace its own source.
+        ManifestError: when nothing is usable.
     """
     manifests = {name: utterances for name, utterances in _named(corpus).items() if utterances}
-    if config.source is not None and Path(config.source).resolve() in {
-        _manifest_path(output, name).resolve() for name in manifests
-    }:
-        raise ManifestError(f"{config.source} would be overwritten by its own result: choose another output")
     _write_excluded(output / EXCLUDED_NAME, corpus.excluded)
     if not manifests:
         reasons = ", ".join(f"{count} {reason}" for reason, count in _reasons(corpus).items())
@@ -134,16 +138,16 @@ def write(corpus: PreparedCorpus, output: Path, config: PrepareConfig) -> None:
             f"{config.source or config.corpus}: no utterance is usable ({reasons or 'there are none'}); "
             f"see {output / EXCLUDED_NAME}"
         )
-    for name in _written_before(output) - manifests.keys():
-        _manifest_path(output, name).unlink(missing_ok=True)
+    for name in names_written(output) - manifests.keys():
+        manifest_path(output, name).unlink(missing_ok=True)
     for name, utterances in manifests.items():
-        write_manifest(_manifest_path(output, name), utterances)
+        write_manifest(manifest_path(output, name), utterances)
     summary = {
         "corpus": config.corpus,
         "source": config.source,
         "options": corpus_options(config) | ({"shards": config.shards} if config.shards else {}),
         "manifests": {
-            name: {**describe(utterances), "sha256": manifest_sha256(_manifest_path(output, name))}
+            name: {**describe(utterances), "sha256": manifest_sha256(manifest_path(output, name))}
             for name, utterances in manifests.items()
         },
         "excluded": _reasons(corpus),
@@ -177,7 +181,7 @@ def show(corpus: PreparedCorpus, output: Path, console: Console) -> None:
                 str(timedelta(seconds=round(counts["duration_seconds"]))),
                 f"{counts['num_speakers']:,}" if counts["num_speakers"] else "unknown",
                 f"{counts['num_words']:,}",
-                _manifest_path(output, name).name,
+                manifest_path(output, name).name,
             )
     console.print(table)
     for note in _notes(corpus):
@@ -241,7 +245,7 @@ def _make_demo(
         )
     if not summary.was_built:
         console.print(f"{output} holds this corpus already, complete and unaltered")
-    return {split: read_manifest(_manifest_path(output, split)) for split in SPLITS}
+    return {split: read_manifest(manifest_path(output, split)) for split in SPLITS}
 
 
 @contextmanager
@@ -278,18 +282,6 @@ def _reasons(corpus: PreparedCorpus) -> dict[str, int]:
     return collect.count_reasons(corpus.excluded)
 
 
-def _manifest_path(output: Path, name: str) -> Path:
-    return output / f"{name}.jsonl"
-
-
-def _written_before(output: Path) -> set[str]:
-    """Names of the manifests that an earlier run left in ``output``."""
-    try:
-        return set(json.loads((output / SUMMARY_NAME).read_text("utf-8"))["manifests"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()
-
-
 def _write_excluded(path: Path, excluded: Sequence[Exclusion]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -308,8 +300,13 @@ def _next_command(config: PrepareConfig, corpus: PreparedCorpus) -> str:
     ):
         has_preset = (Path(cli.CONFIG_DIR) / "experiment" / f"{config.corpus}.yaml").is_file()
         return f"python -m asr.train {'experiment' if has_preset else 'data'}={config.corpus}"
-    paths = [f"data.{split}={_manifest_path(output, split)}" for split in SPLITS if corpus.splits.get(split)]
-    return f"python -m asr.train data=custom {' '.join(paths)}"
+    manifests = " ".join(
+        f"data.{split}={manifest_path(output, split)}" for split in SPLITS if corpus.splits.get(split)
+    )
+    if config.corpus == "spliced":
+        beginning = f"python -m asr.train init_from={config.checkpoint} {manifests}"
+        return f"{beginning}, with the other options of the training that made this checkpoint"
+    return f"python -m asr.train data=custom {manifests}"
 
 
 if __name__ == "__main__":

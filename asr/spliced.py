@@ -13,7 +13,8 @@ import torch
 from asr.checkpoint import load_recogniser
 from asr.config import GreedyConfig
 from asr.corpora.collect import SPLITS, PreparedCorpus, Progress
-from asr.corpora.splicing import CutUtterance, quietest_sample, splice
+from asr.corpora.splicing import CutUtterance, is_spliced, quietest_sample, splice
+from asr.corpora.written import manifest_path, remove_written
 from asr.ctc.align import AlignmentError, WordSpan, forced_align, word_spans
 from asr.dataset import Example, select_readable
 from asr.errors import AudioError, ConfigError, ManifestError, TextError
@@ -42,12 +43,12 @@ def prepare(
 
     Raises:
         ConfigError: no checkpoint, or no utterances wanted.
-        ManifestError: no train manifest, nothing in it can be cut, ``output`` is ``source`` or cannot be
-            written.
+        ManifestError: no train manifest, nothing in it can be cut or it is spliced already, ``output`` is
+            ``source`` or cannot be written.
     """
     if checkpoint is None:
         raise ConfigError("corpus=spliced needs checkpoint=: a model that can find the words, a run or .ckpt")
-    manifests = {split: source / f"{split}.jsonl" for split in SPLITS}
+    manifests = {split: manifest_path(source, split) for split in SPLITS}
     if not manifests["train"].is_file():
         raise ManifestError(f"{source} has no train.jsonl: give the folder that asr.prepare wrote")
     if num_utterances is not None and num_utterances < 1:
@@ -55,10 +56,16 @@ def prepare(
     if output.resolve() == source.resolve():
         raise ManifestError(f"{source} would be overwritten by its own result: choose another output")
     splits = {split: read_manifest(path) for split, path in manifests.items() if path.is_file()}
+    already = next((utterance.id for utterance in splits["train"] if is_spliced(utterance)), None)
+    if already is not None:
+        raise ManifestError(
+            f"{manifests['train']} is spliced already ({already}): give the corpus that it was spliced from"
+        )
     recogniser = load_recogniser(checkpoint, GreedyConfig(), torch.device("cpu"))
     cut, uncut = cut_between_words(recogniser, splits["train"], progress)
     if not cut:
         raise ManifestError(f"no utterance of {manifests['train']} can be cut: {next(iter(uncut.values()))}")
+    remove_written(output)
     spliced = splice(
         cut,
         len(splits["train"]) if num_utterances is None else num_utterances,

@@ -26,6 +26,7 @@ from asr.firewall import (
     choose_on,
     record_choice,
     require_dev_data,
+    training_manifests,
 )
 from asr.manifest import manifest_sha256, read_manifest
 from asr.provenance import describe_environment
@@ -45,6 +46,7 @@ from asr.tuning import (
     choose_pruning,
     choose_weights,
     cross_fitted,
+    groups_of,
     indistinguishable,
     pareto_front,
 )
@@ -157,7 +159,7 @@ def searched_options(config: TuneConfig) -> dict[str, list[Any]]:
 
 
 def warn_of_training_data(data: EvaluatedData, identity: checkpoint.Identity) -> None:
-    use = check_data_use(data, [], identity.provenance.get("manifests", {}).get("train"))
+    use = check_data_use(data, [], training_manifests(identity.provenance))
     for notice in use.notices:
         if notice.severity == "warning":
             logger.warning("warning: %s: the weights will trust the model too much", notice.text)
@@ -183,7 +185,8 @@ def make_dev_set(
             recogniser,
             utterances,
             output,
-            {"checkpoint_sha256": identity.sha256, "manifest_sha256": manifest_sha256(manifest)},
+            checkpoint_sha256=identity.sha256,
+            manifest_sha256=manifest_sha256(manifest),
             max_batch_utterances=config.data.max_batch_utterances,
             max_batch_seconds=config.data.max_batch_seconds,
             on_progress=lambda num_done: progress.update(task, completed=num_done),
@@ -223,10 +226,7 @@ class Search:
     ) -> None:
         self.trials = trials
         self.audio_seconds = sum(example.utterance.duration_seconds for example in dev.examples)
-        speakers = [example.utterance.speaker for example in dev.examples]
-        self.groups = speakers if all(speakers) and len(set(speakers)) > 1 else [
-            example.utterance.id for example in dev.examples
-        ]  # fmt: skip
+        self.groups = groups_of([example.utterance for example in dev.examples])
         self._config = config
         self._searched = searched
 
@@ -241,9 +241,9 @@ class Search:
         self.cross_fitted: NDArray[np.float64] | None = None
         if weighing:
             grid = trials.grid("grid", config.decoder, weighing)
-            num_folds = min(config.folds, len(set(self.groups)))
+            num_folds = min(config.folds, len(set(self.groups.names)))
             if num_folds > 1:
-                self.cross_fitted = cross_fitted(grid, self.groups, num_folds, config.seed)
+                self.cross_fitted = cross_fitted(grid, self.groups.names, num_folds, config.seed)
             chosen = choose_weights(grid)
             weights = list(grid)
         for name in ("unknown_penalty", "hotword_weight"):
@@ -261,7 +261,7 @@ class Search:
         self.pruned = [chosen, *trials.grid("pruning", chosen.decoder, choices)]
         self.pruned = list(dict.fromkeys(self.pruned))
         self.front = pareto_front(self.pruned)
-        widest = {name: max(values) for name, values in choices.items()}
+        widest = {name: max([*values, chosen.option(name)]) for name, values in choices.items()}
         self.chosen = choose_pruning(
             self.pruned, trials.run("pruning", dataclasses.replace(chosen.decoder, **widest))
         )
@@ -292,7 +292,8 @@ class Search:
         steps.append(self._step(f"{given}, as given", self.untuned.errors, self.untuned, greedy=self.greedy))
         both = {"greedy": self.greedy, "as given": self.untuned}
         if self.cross_fitted is not None:
-            steps.append(self._step("weights chosen on other speakers", self.cross_fitted, None, **both))
+            name = f"weights chosen on other {self.groups.unit}s"
+            steps.append(self._step(name, self.cross_fitted, None, **both))
         steps.append(self._step("tuned here (optimistic)", self.chosen.errors, self.chosen, **both))
         return steps
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from asr.config import DecoderConfig
 from asr.dataset import Example, select_readable
 from asr.decode.decoder import Decoder
 from asr.errors import AudioError, ManifestError
+from asr.inspection import audio_fingerprint
 from asr.pipeline import recognise_examples
 from asr.recogniser import Recogniser
 from asr.records import Emissions, Utterance
@@ -62,29 +63,35 @@ def cached_emissions(
     recogniser: Recogniser,
     utterances: Sequence[Utterance],
     folder: Path,
-    identity: Mapping[str, str],
     *,
+    checkpoint_sha256: str,
+    manifest_sha256: str,
     max_batch_utterances: int,
     max_batch_seconds: float,
     on_progress: Callable[[int], None] = lambda num_done: None,
 ) -> DevSet:
     """The emissions of ``utterances``, from ``folder`` where they are there already.
 
-    Args:
-        identity: hashes of what they depend on; another one makes them anew.
+    They are made anew for another checkpoint or manifest, for audio files of other size or time, and for other
+    utterances that can be read.
 
     Raises:
         ManifestError: no audio can be read. Single utterances are left out; the caller compares counts.
     """
     index_path, data_path = folder / "emissions.json", folder / "emissions.f32"
     readable = select_readable(utterances, recogniser.normalise).examples
-    wanted = {"version": CACHE_VERSION, **identity, "vocab_size": recogniser.tokenizer.vocab_size}
     vocab_size = recogniser.tokenizer.vocab_size
+    wanted = {
+        "version": CACHE_VERSION,
+        "checkpoint_sha256": checkpoint_sha256,
+        "audio_sha256": audio_fingerprint(utterances, manifest_sha256),
+        "vocab_size": vocab_size,
+    }
     by_id = {example.utterance.id: example for example in readable}
     index = _read_index(index_path)
     if index is not None and {name: index.get(name) for name in wanted} == wanted:
         is_whole = data_path.is_file() and data_path.stat().st_size == 4 * vocab_size * sum(index["lengths"])
-        if is_whole and set(index["ids"]) <= set(by_id):
+        if is_whole and set(index["ids"]) == set(by_id):
             examples = [by_id[name] for name in index["ids"]]
             log_probs = _mapped(data_path, sum(index["lengths"]), vocab_size)
             return DevSet(examples, index["lengths"], log_probs, is_from_cache=True)
@@ -109,6 +116,7 @@ def cached_emissions(
     if not found:
         temporary.unlink()
         raise ManifestError("no utterance of the dev set has audio that can be read")
+    index_path.unlink(missing_ok=True)  # whatever happens now, it never describes other data than its own
     temporary.replace(data_path)
     ids, lengths = [example.utterance.id for example, _ in found], [length for _, length in found]
     content = json.dumps({**wanted, "ids": ids, "lengths": lengths})
@@ -282,15 +290,35 @@ def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
     return front
 
 
+class Groups(NamedTuple):
+    """``names`` ``(utterances,)`` of what stays together, and what that is: ``speaker`` or ``utterance``."""
+
+    unit: str
+    names: list[str]
+
+
+def groups_of(utterances: Sequence[Utterance]) -> Groups:
+    """Speakers, where all are known and there are several; else every utterance is a group of its own."""
+    speakers = [utterance.speaker for utterance in utterances]
+    if all(speakers) and len(set(speakers)) > 1:
+        return Groups("speaker", speakers)
+    return Groups("utterance", [utterance.id for utterance in utterances])
+
+
 def cross_fitted(
     trials: Sequence[Trial], groups: Sequence[str], num_folds: int, seed: int
 ) -> NDArray[np.float64]:
     """``(utterances,)`` errors under the weights that the *other* folds choose among ``trials``.
 
-    Means over ten ways to make folds. Groups (speakers) stay together. The trials must have been fixed
-    before anything was seen.
+    Means over ten ways to make folds. Groups (see :func:`groups_of`) stay together. The trials must have been
+    fixed before anything was seen.
+
+    Raises:
+        ValueError: fewer than two folds or groups, so that there are no others.
     """
     names = sorted(set(groups))
+    if num_folds < 2 or len(names) < 2:
+        raise ValueError(f"{num_folds} folds of {len(names)} groups: there have to be two of both")
     random = np.random.default_rng(seed)
     sums = np.zeros(len(groups))
     for _ in range(_NUM_PARTITIONS):

@@ -39,8 +39,9 @@ from asr import build, checkpoint
 from asr.config import BeamLmConfig, GreedyConfig, TuneConfig
 from asr.corpora import fsdd
 from asr.manifest import manifest_sha256, read_manifest
+from asr.records import Utterance
 from asr.stats import Interval, compare_paired, rate_interval
-from asr.tuning import Trial, Trials, cached_emissions, choose_weights
+from asr.tuning import Trial, Trials, cached_emissions, choose_weights, groups_of
 
 _PREPARE = {"an4": [], "fsdd": ["connected=true", "connected_passes=4", f"test_speaker={fsdd.NO_SPEAKER}"]}
 
@@ -65,8 +66,7 @@ class Fold:
 class Decoded(NamedTuple):
     """A fold's held-out utterances: ``grid`` holds the same settings in the same order in every fold."""
 
-    ids: list[str]
-    speakers: list[str]
+    utterances: list[Utterance]
     num_words: NDArray[np.float64]
     greedy: Trial
     grid: list[Trial]
@@ -104,7 +104,8 @@ def decode(checkpoint_path: Path, manifest: Path, lm: Path, vocabulary: str, cac
         recogniser,
         utterances,
         cache,
-        {"checkpoint_sha256": identity.sha256, "manifest_sha256": manifest_sha256(manifest)},
+        checkpoint_sha256=identity.sha256,
+        manifest_sha256=manifest_sha256(manifest),
         max_batch_utterances=16,
         max_batch_seconds=240.0,
     )
@@ -122,9 +123,7 @@ def decode(checkpoint_path: Path, manifest: Path, lm: Path, vocabulary: str, cac
     with_lm = BeamLmConfig(lm=str(lm), vocabulary=vocabulary)
     grid = trials.grid("grid", with_lm, {"alpha": defaults.alphas, "beta": defaults.betas})
     num_words = np.array([count.num_reference for count in greedy.counts], np.float64)
-    heard = [example.utterance for example in dev.examples]
-    speakers = [utterance.speaker or "" for utterance in heard]
-    return Decoded([utterance.id for utterance in heard], speakers, num_words, greedy, grid)
+    return Decoded([example.utterance for example in dev.examples], num_words, greedy, grid)
 
 
 # --------------------------------------------------------------------------- all folds
@@ -167,12 +166,16 @@ def percent(rate: float) -> str:
     return f"{100 * rate:.2f}"
 
 
+def held_out(folds: Sequence[Decoded]) -> list[Utterance]:
+    """Of all folds."""
+    return [utterance for fold in folds for utterance in fold.utterances]
+
+
 def summary(name: str, errors: Sequence[NDArray[np.float64]], folds: Sequence[Decoded]) -> dict[str, object]:
-    """Mean of the folds and pooled rate, each with its interval; speakers are the units of the pooled one."""
+    """Mean of the folds and pooled rate, each with its interval; speakers, if known, are the pooled one's units."""
     rates = [float(own.sum() / fold.num_words.sum()) for own, fold in zip(errors, folds, strict=True)]
-    speakers = [speaker for fold in folds for speaker in fold.speakers]
     words = np.concatenate([fold.num_words for fold in folds])
-    pooled = rate_interval(np.concatenate(errors), words, groups=speakers)
+    pooled = rate_interval(np.concatenate(errors), words, groups=groups_of(held_out(folds)).names)
     return {
         "decoder": name,
         "folds": rates,
@@ -194,12 +197,15 @@ def report(plan: Sequence[Fold], folds: Sequence[Decoded], output: Path, recipe:
         "greedy": [fold.greedy.errors for fold in folds],
         "beam + LM": [one.errors for one in fitted],
     }
-    table = Table(title="word error rate on held-out speakers, %")
+    utterances = held_out(folds)
+    groups = groups_of(utterances)
+    table = Table(title=f"word error rate on held-out {groups.unit}s, %")
     for column in ("fold", "speakers", "utterances", "words", *by_decoder, "alpha", "beta"):
         table.add_column(column, justify="left" if column == "fold" else "right")
     for place, (fold, decoded, one) in enumerate(zip(plan, folds, fitted, strict=True)):
         rates = [errors[place].sum() / decoded.num_words.sum() for errors in by_decoder.values()]
-        sizes = (len(set(decoded.speakers)), len(decoded.speakers), int(decoded.num_words.sum()))
+        speakers = {utterance.speaker for utterance in decoded.utterances} - {""}
+        sizes = (len(speakers), len(decoded.utterances), int(decoded.num_words.sum()))
         table.add_row(fold.name, *map(str, sizes), *map(percent, rates), f"{one.alpha:g}", f"{one.beta:g}")
     console = Console(soft_wrap=True)
     console.print(table)
@@ -208,35 +214,32 @@ def report(plan: Sequence[Fold], folds: Sequence[Decoded], output: Path, recipe:
         (low, high), (pooled_low, pooled_high) = one["mean_interval"], one["pooled_interval"]  # type: ignore[misc]
         console.print(
             f"{one['decoder']}: mean of folds {percent(one['mean'])} % [{percent(low)}, {percent(high)}], "  # type: ignore[arg-type]
-            f"pooled {percent(one['pooled'])} % [{percent(pooled_low)}, {percent(pooled_high)}] by speaker"  # type: ignore[arg-type]
+            f"pooled {percent(one['pooled'])} % [{percent(pooled_low)}, {percent(pooled_high)}] by {groups.unit}"  # type: ignore[arg-type]
         )
     words = np.concatenate([fold.num_words for fold in folds])
     greedy, lm = (np.concatenate(errors) for errors in by_decoder.values())
-    speakers = [speaker for fold in folds for speaker in fold.speakers]
-    paired = compare_paired(lm, greedy, words, groups=speakers)
+    paired = compare_paired(lm, greedy, words, groups=groups.names)
     low, high = bounds(paired.interval)
     console.print(
         f"the language model changes it by {100 * paired.difference:+.2f} points "
-        f"[{100 * low:+.2f}, {100 * high:+.2f}], p={paired.p_value:.4f}, paired by speaker"
+        f"[{100 * low:+.2f}, {100 * high:+.2f}], p={paired.p_value:.4f}, paired by {groups.unit}"
     )
     weights = [{"alpha": one.alpha, "beta": one.beta} for one in fitted]
-    utterances = [
+    by_utterance = [
         {
-            "id": name,
-            "speaker": speaker,
+            "id": utterance.id,
+            "speaker": utterance.speaker,
             "words": int(size),
             "errors": {"greedy": int(own), "beam + LM": int(fit)},
         }
-        for name, speaker, size, own, fit in zip(
-            (name for fold in folds for name in fold.ids), speakers, words, greedy, lm, strict=True
-        )
+        for utterance, size, own, fit in zip(utterances, words, greedy, lm, strict=True)
     ]
     content = {
         "recipe": asdict(recipe),
         "summaries": summaries,
         "weights": weights,
         "lm_against_greedy": asdict(paired),
-        "utterances": utterances,
+        "utterances": by_utterance,
     }
     path = output / "cross_validation.json"
     path.write_text(json.dumps(content, indent=1, default=list) + "\n", encoding="utf-8")

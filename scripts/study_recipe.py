@@ -11,8 +11,13 @@ A plan names the trials, options of ``asr.train`` for each, and what all have in
 
 Each trial is trained once per seed, in a process of its own, and judged by its *last* weights, so that
 nothing was chosen on the dev set but what the reader chooses from the table. Language-model weights are those
-that the other dev speakers choose. Every trial is compared with the first, paired by utterance, over the
-seeds that both have. ``loss`` is the dev loss per label. The table is also written as JSON, and the learning
+that the other dev speakers choose (other utterances, where not all speakers are known or there is only one).
+
+Every trial is compared with the first, paired by utterance, over the seeds that both have. ``p`` is how often
+chance would make so large a difference between recipes that are equally good: the chance of these utterances alone
+where both were trained with one seed, that of utterances and of seeds where with two or more.
+
+``loss`` is the dev loss per label. The table is also written as JSON, and the learning
 curves as a picture. What is done is kept: several of these processes may work on the same plan and folder.
 
     python scripts/study_recipe.py --plan scripts/an4_search.yaml --data data/an4 --output studies/an4
@@ -42,8 +47,9 @@ from rich.console import Console
 from rich.table import Table
 
 from asr.config import TuneConfig
-from asr.stats import compare_paired, rate_interval
-from asr.tuning import cross_fitted
+from asr.manifest import read_manifest
+from asr.stats import compare_groups, rate_interval
+from asr.tuning import cross_fitted, groups_of
 
 DECODERS = ("greedy", "beam + LM")
 
@@ -101,10 +107,19 @@ def claimed(folder: Path) -> Iterator[bool]:
 def judge(folder: Path, minutes: float, manifest: Path, lm: Path, vocabulary: str) -> Judged:
     decoded = decode(last_weights(folder), manifest, lm, vocabulary, folder / "emissions")
     defaults = TuneConfig()
-    num_folds = min(defaults.folds, len(set(decoded.speakers)))
-    with_lm = cross_fitted(decoded.grid, decoded.speakers, num_folds, defaults.seed)
+    groups = groups_of(decoded.utterances).names
+    num_folds = min(defaults.folds, len(set(groups)))
+    with_lm = cross_fitted(decoded.grid, groups, num_folds, defaults.seed)
     errors = dict(zip(DECODERS, (decoded.greedy.errors, with_lm), strict=True))
     return Judged(decoded.num_words, errors, float(validations(folder)[-1]["dev/loss"]), minutes)
+
+
+def require_others(manifest: Path) -> None:
+    """Stop where no utterance has others that could choose its language-model weights."""
+    if len(read_manifest(manifest)) < 2:
+        raise SystemExit(
+            f"{manifest} has one utterance only: others have to choose its language-model weights"
+        )
 
 
 def validations(folder: Path) -> list[dict[str, str]]:
@@ -138,9 +153,10 @@ def difference(runs: Mapping[int, Judged], first: Mapping[int, Judged], decoder:
     shared = sorted(set(runs) & set(first))
     if runs is first or not shared:
         return ""
-    own, other = (np.mean([one[seed].errors[decoder] for seed in shared], axis=0) for one in (runs, first))
-    paired = compare_paired(own, other, first[shared[0]].num_words)
-    return f"{100 * paired.difference:+.2f} (p={paired.p_value:.2f})"
+    own, other = (np.array([one[seed].errors[decoder] for seed in shared]) for one in (runs, first))
+    # Runs with the same seed are no pairs: in another recipe its luck is another.
+    found = compare_groups(own, other, first[shared[0]].num_words).comparison
+    return f"{100 * found.difference:+.2f} (p={found.p_value:.2f})"
 
 
 def report(plan: Plan, options: argparse.Namespace, lm: Path) -> None:
@@ -227,6 +243,7 @@ def main() -> None:
     options.output, options.data = options.output.absolute(), options.data.absolute()
     options.output.mkdir(parents=True, exist_ok=True)
     plan = Plan.read(options.plan)
+    require_others(options.data / "dev.jsonl")
     if not options.table_only:
         make_all(plan, options)
     lm = options.output / f"words-{options.lm_order}.arpa"

@@ -76,6 +76,23 @@ def test_raw_is_decoded_beside_the_manifest_and_other_formats_stay_where_they_ar
     assert not (tmp_path / "out2").exists()
 
 
+@pytest.mark.parametrize("num_swapped", [24, 2])
+def test_raw_audio_of_either_byte_order_gives_the_same_samples(tmp_path, num_swapped):
+    root = build(tmp_path / "an4", ".raw")
+    for path in sorted(root.rglob("*.raw"))[:num_swapped]:
+        path.write_bytes(np.frombuffer(path.read_bytes(), "<i2").byteswap().tobytes())
+    corpus = an4.prepare(root, tmp_path / "out")
+    everything = {u.id: u for part in corpus.splits.values() for u in part}
+    for number, utterance_id in ((1, "an1-fa-b"), (2, "cen2-fa-b"), (3, "an1-fb-b"), (24, "cen2-my-b")):
+        content, _ = soundfile.read(everything[utterance_id].audio_path, dtype="int16")
+        np.testing.assert_array_equal(content, samples(number))
+    assert [note for note in corpus.notes if "little-endian" in note] == [
+        f"{num_swapped} raw files are little-endian, by their samples, and read as such"
+    ]
+    as_shipped = an4.prepare(build(tmp_path / "big", ".raw"), tmp_path / "out2")
+    assert not any("endian" in note for note in as_shipped.notes)
+
+
 def test_converted_copy_beside_the_raw_file_is_taken(tmp_path):
     root = build(tmp_path / "an4", ".raw")
     converted = root / "wav" / "an4_clstk" / "fa" / "an1-fa-b.wav"

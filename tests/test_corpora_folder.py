@@ -209,6 +209,20 @@ def test_folder_of_pairs(audio):
     assert len(set().union(*speakers)) == 6
 
 
+def test_every_unknown_speaker_is_warned_of(audio):
+    table = audio / "t.csv"
+
+    def warnings(known: int) -> list[str]:
+        rows = [f"{path},yes,{path[:2] if place < known else ''}\n" for place, path in enumerate(RECORDINGS)]
+        table.write_text("path,text,speaker\n" + "".join(rows))
+        return [note for note in prepare(table).notes if "may hold voices" in note]
+
+    assert warnings(12) == []
+    assert warnings(11) == ["1 utterance without a speaker: dev and test may hold voices that are in train"]
+    assert warnings(2) == ["10 utterances without a speaker: dev and test may hold voices that are in train"]
+    assert warnings(0) == ["no speakers are known: dev and test may hold voices that are in train"]
+
+
 def test_split_folders_are_kept(tmp_path):
     for part, count in (("train", 3), ("valid", 2), ("test", 1)):
         for number in range(count):

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from asr.corpora.collect import Collected
 from asr.corpora.splits import (
     Grouping,
     SplitPlan,
@@ -17,6 +18,7 @@ from asr.corpora.splits import (
     carve,
     choose_groups,
     shared_speakers_notes,
+    with_dev,
 )
 from asr.errors import ConfigError
 from asr.records import Utterance
@@ -110,6 +112,15 @@ def test_unknown_speakers_are_split_one_by_one():
     corpus = [Utterance(str(number), Path("a.wav"), 1.0, "yes") for number in range(50)]
     carved = carve(corpus, [by_speaker()], SplitPlan())
     assert len(carved.dev) == 5
+
+
+def test_a_dev_set_with_unknown_voices_says_so():
+    corpus = [*utterances({"a": 5, "b": 5}), Utterance("x", Path("a.wav"), 1.0, "yes")]
+    notes = with_dev(Collected({"train": corpus}, []), [], SplitPlan(), "here").notes
+    assert notes[-1] == "1 utterance without a speaker: dev and test may hold voices that are in train"
+    assert len(with_dev(Collected({"train": corpus[:-1]}, []), [], SplitPlan(), "here").notes) == 1
+    uncarved = with_dev(Collected({"train": corpus}, []), [], SplitPlan(dev_fraction=0.0), "here")
+    assert uncarved.notes == []
 
 
 def test_auto_falls_back_to_a_finer_grouping_and_says_so():

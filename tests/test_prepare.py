@@ -97,18 +97,65 @@ def test_manifests_of_an_earlier_run_do_not_survive(table, tmp_path):
     ]
 
 
-def test_audio_below_the_manifest_is_relative_so_that_the_folder_can_move(tmp_path):
-    recordings = tmp_path / "fsdd" / "recordings"
+def write_tones(recordings: Path) -> Path:
+    """FSDD of three speakers; returns its folder."""
     recordings.mkdir(parents=True)
     for speaker in ("ann", "ben", "cas"):
         for digit in range(6):
             soundfile.write(recordings / f"{digit}_{speaker}_0.wav", np.full(800, 0.1), 8000)
+    return recordings.parent
+
+
+def write_raw_an4(root: Path) -> Path:
+    (root / "etc").mkdir(parents=True)
+    for speaker in "abcde":
+        path = root / "wav" / "an4_clstk" / speaker / f"{speaker}1.raw"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(bytes(1600))
+    (root / "etc" / "an4_train.fileids").write_text("".join(f"an4_clstk/{s}/{s}1\n" for s in "abcde"))
+    (root / "etc" / "an4_train.transcription").write_text("".join(f"YES ({s}1)\n" for s in "abcde"))
+    return root
+
+
+@pytest.mark.parametrize("corpus", ["fsdd", "an4", "folder"])
+def test_an_interruption_leaves_no_manifest_of_audio_that_was(corpus, table, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    prepare(PrepareConfig(corpus="fsdd", source=str(recordings.parent), output=str(out), connected=True))
+    sources = {
+        "fsdd": lambda: write_tones(tmp_path / "fsdd" / "recordings"),
+        "an4": lambda: write_raw_an4(tmp_path / "an4"),
+        "folder": lambda: table,
+    }
+    options = {"fsdd": {"connected": True}, "an4": {}, "folder": {"shards": "1MB"}}[corpus]
+    config = partial(PrepareConfig, corpus=corpus, source=str(sources[corpus]()), output=str(out), **options)
+    prepare(config())
+    before = {path: path.read_bytes() for path in out.glob("*.json*")}
+    (out / "mine.jsonl").write_text("not written by prepare")
+    with pytest.raises(ConfigError):  # a mistake that is noticed first changes nothing
+        prepare(config(**({"dev_speaker": "zoe"} if corpus == "fsdd" else {"folds": 5, "fold": 9})))
+    assert {path: path.read_bytes() for path in before} == before
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(
+        "asr.corpora.webdataset._content" if corpus == "folder" else "soundfile.write", interrupted
+    )
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config(seed=1))
+    assert {path.name for path in out.glob("*.json*")} == {"mine.jsonl", "excluded.jsonl"}
+    monkeypatch.undo()
+    prepare(config(seed=1))
+    assert {path for path in before if not path.exists()} == set()
+
+
+def test_audio_below_the_manifest_is_relative_so_that_the_folder_can_move(tmp_path):
+    source = str(write_tones(tmp_path / "fsdd" / "recordings"))
+    out = tmp_path / "out"
+    prepare(PrepareConfig(corpus="fsdd", source=source, output=str(out), connected=True))
     out.rename(tmp_path / "moved")
     [first, *_] = read_manifest(tmp_path / "moved" / "train.jsonl")
     assert soundfile.info(first.audio_path).duration == pytest.approx(first.duration_seconds)
-    prepare(PrepareConfig(corpus="fsdd", source=str(recordings.parent), output=str(out)))
+    prepare(PrepareConfig(corpus="fsdd", source=source, output=str(out)))
     line = json.loads((out / "train.jsonl").read_text().splitlines()[0])
     assert Path(line["audio_filepath"]).is_absolute()
 
@@ -154,6 +201,9 @@ def test_a_source_is_never_overwritten_by_its_result(table, tmp_path):
     source.write_text("\n".join(lines))
     with pytest.raises(ManifestError, match="would be overwritten"):
         prepare(PrepareConfig(corpus="folder", source=str(source), output=str(tmp_path)))
+    with pytest.raises(ManifestError, match="would be overwritten"):
+        prepare(PrepareConfig(corpus="folder", source=str(source), output=str(tmp_path), shards="1MB"))
+    assert not (tmp_path / "shards").exists()
     assert source.read_text() == "\n".join(lines)
     with pytest.raises(ConfigError, match="source folder itself"):
         prepare(PrepareConfig(corpus="folder", source=str(tmp_path), output=str(tmp_path)))

@@ -179,6 +179,42 @@ def test_a_place_that_cannot_be_written_is_named(tiny_corpus: TinyCorpus, tmp_pa
         splice(tiny_corpus.folder, tmp_path / "new", "checkpoint=any.ckpt")
 
 
+@pytest.mark.usefixtures("hearing")
+def test_an_interruption_leaves_no_manifest_of_audio_that_was(
+    tiny_corpus: TinyCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    splice(tiny_corpus.folder, tmp_path / "new", "checkpoint=any.ckpt")
+    monkeypatch.setattr("asr.corpora.splicing._write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        splice(tiny_corpus.folder, tmp_path / "new", "checkpoint=any.ckpt", "seed=1")
+    assert {path.name for path in (tmp_path / "new").glob("*.json*")} == {"excluded.jsonl"}
+
+
+@pytest.mark.usefixtures("hearing")
+def test_the_next_training_begins_with_the_model_that_spliced(
+    tiny_corpus: TinyCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    splice(tiny_corpus.folder, tmp_path / "new", "checkpoint=any.ckpt")
+    hint = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("next: "))
+    manifests = [f"data.{split}={tmp_path / 'new' / split}.jsonl" for split in ("train", "dev")]
+    assert hint.startswith(" ".join(["next: python -m asr.train init_from=any.ckpt", *manifests]) + ", with")
+    assert "data=custom" not in hint
+
+
+def test_what_is_spliced_is_not_spliced_again(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    for fields in ({"id": "spliced_000001"}, {"spliced_from": ["a", "b"]}):
+        lines = tiny_corpus.lines("train")
+        lines[3] |= fields
+        tiny_corpus.write(tmp_path / "source" / "train.jsonl", lines)
+        # Said before the checkpoint is looked for, which is not there.
+        with pytest.raises(ManifestError, match=rf"spliced already \({lines[3]['id']}\)"):
+            splice(tmp_path / "source", tmp_path / "new", "checkpoint=any.ckpt")
+
+
 def test_contradictions_are_named(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs checkpoint="):
         splice(tiny_corpus.folder, tmp_path)

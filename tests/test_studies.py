@@ -1,6 +1,7 @@
 """scripts/study_*.py of recipes: what is done is kept, what was interrupted is made anew, other options are refused."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -8,11 +9,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
-from conftest import TINY_OPTIONS, compose_config
+from conftest import TINY_OPTIONS, TinyCorpus, compose_config
 
-from asr.config import TrainConfig
+from asr.config import BeamLmConfig, GreedyConfig, TrainConfig
+from asr.records import Utterance
+from asr.score import ErrorCounts
+from asr.stats import rate_interval
+from asr.tuning import Trial
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -98,6 +104,171 @@ def test_every_plan_composes(plan: Path) -> None:
         compose_config("train", TrainConfig, content["first"])
     for options in content["trials"].values():
         compose_config("train", TrainConfig, [*content["common"], *options])
+
+
+# --------------------------------------------------------------------------- their parts
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+
+
+def trial(errors: Sequence[int], alpha: float) -> Trial:
+    """On utterances of ten words."""
+    counts = tuple(ErrorCounts(10 - error, error) for error in errors)
+    return Trial("grid", BeamLmConfig(lm="x.arpa", alpha=alpha), counts, 1.0)
+
+
+def decoded(speakers: Sequence[str], *errors: Sequence[int], prefix: str = "u") -> Any:
+    """What one training does: ``errors`` under each of the language-model weights."""
+    from cross_validate import Decoded
+
+    utterances = [
+        Utterance(f"{prefix}{place}", "x.wav", 1.0, "x", speaker) for place, speaker in enumerate(speakers)
+    ]
+    grid = [trial(own, float(alpha)) for alpha, own in enumerate(errors)]
+    greedy = Trial("greedy", GreedyConfig(), grid[0].counts, 1.0)
+    return Decoded(utterances, np.full(len(utterances), 10.0), greedy, grid)
+
+
+@pytest.mark.usefixtures("scripts")
+def test_weights_of_another_training_need_a_first_one(tmp_path: Path) -> None:
+    from recipes import Recipe
+    from study_recipe import Plan
+
+    with pytest.raises(
+        SystemExit, match=r"begins with weights of another training \(runs/an4-first/.*give --first"
+    ):
+        Recipe(("experiment=an4-best", "trainer.max_epochs=1"))
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("common: [experiment=an4]\ntrials: {plain: [], best: [experiment=an4-best]}\n")
+    with pytest.raises(SystemExit):
+        Plan.read(plan)
+    Recipe(("experiment=an4",))
+    Recipe(("experiment=an4-best",), first=("experiment=an4",))
+    for given in ("mine.ckpt", "null"):
+        Recipe(("experiment=an4-best", f"init_from={given}"))
+    with pytest.raises(SystemExit, match=r"did you mean 'model\.dropout'"):
+        Recipe(("experiment=an4", "model.droput=0"))
+
+
+@pytest.fixture
+def copying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A step that copies its source and counts how often."""
+    from recipes import Step
+
+    (tmp_path / "copy_it.py").write_text(
+        "import sys\n"
+        "given = dict(argument.split('=') for argument in sys.argv[1:])\n"
+        "open(given['output'], 'a').write(open(given['source']).read())\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "source.txt").write_text("one")
+    arguments = (f"source={tmp_path / 'source.txt'}", f"output={tmp_path / 'product.txt'}", "seed=0")
+    return Step("copy_it", arguments, tmp_path / "product.txt")
+
+
+@pytest.mark.usefixtures("scripts")
+def test_a_step_is_made_of_the_files_that_it_was_made_of(scripts: None, copying: Any, tmp_path: Path) -> None:
+    source, product, record = (tmp_path / name for name in ("source.txt", "product.txt", "product.txt.json"))
+    product.write_text("of an interrupted step, ")
+    assert copying.minutes() is None
+    copying.make_once()
+    copying.make_once()
+    assert product.read_text() == "of an interrupted step, one"
+    # printf one | sha256sum
+    digest = "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed"
+    assert json.loads(record.read_text())["inputs"] == {str(source): digest}
+    source.write_text("two")
+    for act in (copying.minutes, copying.make_once):
+        with pytest.raises(
+            SystemExit, match=r"product\.txt was made from another .*source\.txt: give another --output"
+        ):
+            act()
+    source.unlink()
+    assert copying.minutes() is not None
+    source.write_text("two")
+    content = json.loads(record.read_text())
+    del content["inputs"]
+    record.write_text(json.dumps(content))
+    assert copying.minutes() is not None
+
+
+@pytest.mark.usefixtures("scripts")
+def test_weights_are_chosen_by_other_utterances_of_a_single_speaker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import study_recipe
+
+    # Without any one of them, the others cannot tell the two apart and then make fewer errors under what harms it.
+    found = decoded(["ann"] * 4, [0, 0, 9, 9], [9, 9, 0, 0])
+    monkeypatch.setattr(study_recipe, "decode", lambda *_: found)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.csv").write_text("dev/wer,dev/loss\n0.5,1.25\n")
+    judged = study_recipe.judge(tmp_path, 1.0, tmp_path / "dev.jsonl", tmp_path / "lm.arpa", "closed")
+    assert judged.errors["beam + LM"].tolist() == [9, 9, 9, 9]
+    assert judged.loss == 1.25
+
+
+@pytest.mark.usefixtures("scripts")
+def test_a_dev_set_of_one_utterance_is_refused(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
+    from study_recipe import require_others
+
+    require_others(tiny_corpus.manifest("dev"))
+    alone = tiny_corpus.write(tmp_path / "dev.jsonl", tiny_corpus.lines("dev")[:1])
+    with pytest.raises(SystemExit, match="one utterance only"):
+        require_others(alone)
+
+
+@pytest.mark.usefixtures("scripts")
+def test_a_difference_is_one_of_seeds_too() -> None:
+    from study_recipe import Judged, difference
+
+    def run(errors: int) -> Judged:
+        every = np.full(20, float(errors))
+        return Judged(np.full(20, 10.0), {"greedy": every}, 0.0, 0.0)
+
+    first, better = {0: run(2), 1: run(4), 2: run(9)}, {0: run(1), 1: run(3)}
+    # One seed: 20 utterances, and all are better by one: 2 of 2**20 signs are as extreme.
+    assert difference({0: better[0]}, first, "greedy") == "-10.00 (p=0.00)"
+    # Both trials vary by sqrt(2) / 10 over two seeds, so the standard error of the difference is 0.1414 too, with two
+    # degrees of freedom: t = -0.1 / 0.1414, and Student's distribution for two is 1/2 + t / (2 * sqrt(2 + t * t)).
+    t = -0.1 / math.sqrt(0.02)
+    p = 2 * (0.5 + t / (2 * math.sqrt(2 + t * t)))
+    text, _, found = difference(better, first, "greedy").partition(" (p=")
+    assert text == "-10.00"
+    assert float(found.rstrip(")")) == pytest.approx(p, abs=0.02)
+    assert p == pytest.approx(0.553, abs=0.001)
+
+
+@pytest.mark.usefixtures("scripts")
+@pytest.mark.parametrize("speakers", [("", ""), ("ann", "ben")])
+def test_a_cross_validation_of_unknown_speakers(
+    speakers: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cross_validate import Fold, report, summary
+    from recipes import Recipe
+
+    errors = [[1, 2, 5], [0, 4, 3]]
+    folds = [
+        decoded([speaker] * 3, own, [one + 1 for one in own], prefix=speaker or str(place))
+        for place, (speaker, own) in enumerate(zip(speakers, errors, strict=True))
+    ]
+    units = [[8, 30], [7, 30]] if speakers[0] else [[one, 10] for own in errors for one in own]
+    expected = rate_interval(*zip(*units, strict=True))
+    assert not math.isnan(expected.low)
+    found = summary("greedy", [fold.greedy.errors for fold in folds], folds)
+    assert found["pooled_interval"] == (expected.low, expected.high)
+    assert found["pooled"] == 15 / 60
+    plan = [Fold(str(place), (), tmp_path) for place in range(2)]
+    report(plan, folds, tmp_path, Recipe(("experiment=an4",)))
+    printed = capsys.readouterr().out
+    assert "nan" not in printed
+    assert ("paired by speaker" if speakers[0] else "paired by utterance") in printed
+    content = json.loads((tmp_path / "cross_validation.json").read_text())
+    assert [one["speaker"] for one in content["utterances"]] == [name for name in speakers for _ in range(3)]
+    assert [one["errors"]["greedy"] for one in content["utterances"]] == [1, 2, 5, 0, 4, 3]
 
 
 def test_speakers_of_a_cross_validation(tmp_path: Path) -> None:

@@ -2,27 +2,46 @@
 
 import dataclasses
 import json
+import os
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import TinyCorpus, compose_config
 
 from asr import evaluate as evaluate_command
-from asr.config import BeamConfig, BeamLmConfig, EvaluateConfig, GreedyConfig, TuneConfig
+from asr.config import BeamConfig, BeamLmConfig, DecoderConfig, EvaluateConfig, GreedyConfig, TuneConfig
+from asr.dataset import Example
 from asr.decode.estimate import estimate
-from asr.errors import AsrError, ConfigError
+from asr.errors import AsrError, AudioError, ConfigError
 from asr.evaluate import evaluate
 from asr.firewall import recorded_choices
+from asr.manifest import read_manifest
+from asr.pipeline import Recognised
+from asr.records import Hypothesis, Utterance
 from asr.report.json_report import read_report
 from asr.score import ErrorCounts
-from asr.tune import tune
+from asr.tune import Search, tune
 from asr.tuned_decoder import FileIdentity, apply, check, read
-from asr.tuning import Trial, choose_pruning, choose_weights, cross_fitted, pareto_front, within_noise
+from asr.tuning import (
+    DevSet,
+    Trial,
+    Trials,
+    cached_emissions,
+    choose_pruning,
+    choose_weights,
+    cross_fitted,
+    groups_of,
+    pareto_front,
+    within_noise,
+)
 
 Tune = Callable[..., Path]
 SMALL = ["alphas=[0.0,0.5,1.0]", "betas=[0.0,1.0]", "refine_rounds=1"]
@@ -64,6 +83,140 @@ def test_cross_fitting_scores_what_others_chose() -> None:
     assert cross_fitted([for_a, for_b], ["a", "a", "b", "b"], 2, seed=0).tolist() == [9, 9, 9, 9]
 
 
+def test_cross_fitting_needs_others() -> None:
+    for groups, num_folds in ((["a", "a"], 2), (["a", "b"], 1)):
+        with pytest.raises(ValueError, match="two of both"):
+            cross_fitted([trial([0, 1])], groups, num_folds, seed=0)
+
+
+def spoken_by(speakers: Sequence[str]) -> list[Utterance]:
+    return [
+        Utterance(str(number), "x.wav", 1.0, "one two", speaker) for number, speaker in enumerate(speakers)
+    ]
+
+
+def test_speakers_stay_together_where_they_are_known() -> None:
+    assert groups_of(spoken_by(["ann", "ben", "ann"])) == ("speaker", ["ann", "ben", "ann"])
+    for speakers in (["ann", "ann"], ["ann", "", "ben"], ["", ""]):
+        assert groups_of(spoken_by(speakers)) == ("utterance", [str(place) for place in range(len(speakers))])
+
+
+def imagined_search(
+    speakers: Sequence[str], searched: dict[str, list[Any]], heard: Callable[[Any], str], **decoder: Any
+) -> Search:
+    """A search in which a decoder hears, in each utterance, what its settings say."""
+    examples = [Example(utterance, utterance.text) for utterance in spoken_by(speakers)]
+    dev = DevSet(examples, [1] * len(examples), np.zeros((len(examples), 2), np.float32), is_from_cache=False)
+
+    def make_decoder(settings: DecoderConfig) -> Any:
+        return SimpleNamespace(
+            decode=lambda emissions: [SimpleNamespace(text=heard(settings))] * len(emissions.log_probs)
+        )
+
+    given = BeamLmConfig(lm="x.arpa", **decoder)
+    search = Search(
+        TuneConfig(checkpoint="x", decoder=given), searched, Trials(dev, make_decoder, str.strip), dev
+    )
+    search.run()
+    return search
+
+
+def test_the_line_says_who_chose_the_weights() -> None:
+    for speakers, unit in (
+        (["ann", "ben"], "speakers"),
+        (["ann", "ann"], "utterances"),
+        (["", ""], "utterances"),
+    ):
+        search = imagined_search(speakers, {"alpha": [0.0, 1.0], "beta": [0.0]}, lambda _: "one two")
+        names = [step.name for step in search.steps()]
+        assert [name for name in names if "chosen on other" in name] == [f"weights chosen on other {unit}"]
+
+
+def test_the_given_pruning_may_be_the_widest() -> None:
+    def heard(settings: Any) -> str:
+        if getattr(settings, "beam_width", 0) < 64:
+            return "one"
+        started = time.process_time()
+        while time.process_time() - started < 0.005:
+            pass
+        return "one two"
+
+    search = imagined_search(["ann", "ben"], {"beam_width": [2, 8]}, heard, beam_width=64)
+    assert search.chosen.option("beam_width") == 64
+    assert search.chosen.num_errors == 0
+
+
+@pytest.fixture
+def listen(tiny_corpus: TinyCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., DevSet]:
+    """``listen(level, fails=ID, checkpoint=SHA)``: emissions of this level for copies of the dev set, or kept ones."""
+    for line in tiny_corpus.lines("dev"):
+        name = line["audio_filepath"]
+        (tmp_path / name).write_bytes((tiny_corpus.folder / name).read_bytes())
+    manifest = tmp_path / "dev.jsonl"
+    manifest.write_bytes(tiny_corpus.manifest("dev").read_bytes())
+    recogniser: Any = SimpleNamespace(normalise=str.strip, tokenizer=SimpleNamespace(vocab_size=3))
+
+    def run(level: float, *, fails: str = "", checkpoint: str = "c") -> DevSet:
+        def recognise(_: Any, examples: Sequence[Example], **__: Any) -> Any:
+            yield [
+                Recognised(place, AudioError("gone"))
+                if example.utterance.id == fails
+                else Recognised(place, Hypothesis((), "", 0.0), log_probs=torch.full((2, 3), level))
+                for place, example in enumerate(examples)
+            ]
+
+        monkeypatch.setattr("asr.tuning.recognise_examples", recognise)
+        return cached_emissions(
+            recogniser,
+            read_manifest(manifest),
+            tmp_path / "kept",
+            checkpoint_sha256=checkpoint,
+            manifest_sha256="m",
+            max_batch_utterances=4,
+            max_batch_seconds=100.0,
+        )
+
+    return run
+
+
+def test_kept_emissions_are_of_these_utterances(listen: Callable[..., DevSet]) -> None:
+    assert len(listen(1.0, fails="dev-1").examples) == 3
+    again = listen(2.0)
+    assert not again.is_from_cache
+    assert len(again.examples) == 4
+    kept = listen(3.0)
+    assert kept.is_from_cache
+    assert np.unique(kept.log_probs).tolist() == [2.0]
+
+
+def test_other_audio_of_the_same_name_is_listened_to(listen: Callable[..., DevSet], tmp_path: Path) -> None:
+    listen(1.0)
+    audio = tmp_path / "dev-2.wav"
+    content = audio.read_bytes()
+    changed = audio.stat().st_mtime_ns + 10**9
+    audio.write_bytes(content[:-2] + b"xy")
+    os.utime(audio, ns=(changed, changed))
+    again = listen(2.0)
+    assert not again.is_from_cache
+    assert np.unique(again.log_probs).tolist() == [2.0]
+
+
+def test_an_interruption_pairs_no_index_with_other_emissions(
+    listen: Callable[..., DevSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    listen(1.0, checkpoint="c")
+    with monkeypatch.context() as context:
+        context.setattr(Path, "write_text", interrupted)  # the index
+        with pytest.raises(KeyboardInterrupt):
+            listen(2.0, checkpoint="d")
+    again = listen(1.0, checkpoint="c")
+    assert not again.is_from_cache
+    assert np.unique(again.log_probs).tolist() == [1.0]
+
+
 @pytest.fixture(scope="module")
 def language_model(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("lm") / "words.arpa"
@@ -91,7 +244,7 @@ def tuned(options: list[str], language_model: Path, tmp_path_factory: pytest.Tem
 def test_everything_is_written(tuned: Path, tiny_run: Path, tiny_corpus: TinyCorpus) -> None:
     content = read(tuned)
     assert content.chosen_on.num_utterances == 4
-    assert len(content.chosen_on.keys) == 4
+    assert len(content.chosen_on.keys) == 2 * 4
     assert content.chosen_on in recorded_choices(tiny_run)
     search = json.loads((tuned.parent / "tuning.json").read_text())
     chosen = [point for point in search["trials"] if point["is_chosen"]]

@@ -1,8 +1,9 @@
 """CMU AN4 ("census"): 948 training and 130 test utterances of spelled names, numbers and commands.
 
 Official layout: ``etc/an4_{train,test}.{fileids,transcription}`` and ``wav/an4_clstk`` (train),
-``wav/an4test_clstk`` (test), one folder per speaker; the audio is NIST sphere, raw big-endian
-16-bit at 16 kHz, or whatever it was converted to.
+``wav/an4test_clstk`` (test), one folder per speaker; the audio is NIST sphere, raw 16-bit at 16 kHz, or whatever
+it was converted to. CMU ships the raw audio in both byte orders (``an4_raw.bigendian``, ``an4_raw.littleendian``) on
+one layout, so the order is told from the samples.
 """
 
 import re
@@ -12,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import soundfile
+from numpy.typing import NDArray
 
 from asr.corpora.collect import (
     AudioIndex,
@@ -27,6 +29,7 @@ from asr.corpora.collect import (
 )
 from asr.corpora.download import Archive
 from asr.corpora.splits import SplitPlan, by_speaker, carve
+from asr.corpora.written import remove_written
 from asr.errors import ManifestError
 
 ARCHIVES = (Archive("http://www.speech.cs.cmu.edu/databases/an4/an4_sphere.tar.gz"),)
@@ -70,7 +73,7 @@ def prepare(
         excluded += lists.excluded
         listed |= lists.fileids
     excluded += index.unlisted(listed, "in none of the fileids lists")
-    decoded = _decode_raw(entries, index.root, output / "audio", progress)
+    decoded = _decode_raw(entries, index.root, output, progress)
     collected = collect(decoded.entries, progress=progress)
     excluded = collected.excluded + decoded.excluded + excluded
     if not collected.of("train"):
@@ -79,6 +82,10 @@ def prepare(
     carved = carve(collected.of("train"), [by_speaker()], plan)
     test = collected.of("test")
     notes = carved.notes if test else [*carved.notes, _why_no_test(root)]
+    if decoded.num_little_endian:
+        notes.append(
+            f"{decoded.num_little_endian} raw files are little-endian, by their samples, and read as such"
+        )
     return PreparedCorpus({"train": carved.train, "dev": carved.dev, "test": test}, excluded, notes)
 
 
@@ -145,38 +152,61 @@ def _lines(path: Path) -> list[tuple[int, str]]:
     return [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
-def _decode_raw(entries: list[Entry], root: Path, output: Path, progress: Progress | None) -> _Listed:
-    """Replace every headerless file by a FLAC copy at the same place below ``output``."""
-    decoded = _Listed([], [], set())
+class _Decoded(NamedTuple):
+    entries: list[Entry]
+    excluded: list[Exclusion]
+    num_little_endian: int
+
+
+def _decode_raw(entries: list[Entry], root: Path, output: Path, progress: Progress | None) -> _Decoded:
+    """Replace every headerless file by a FLAC copy at the same place below ``output/audio``."""
     num_raw = sum(entry.audio_path.suffix == ".raw" for entry in entries)
-    num_done = 0
+    if num_raw:
+        remove_written(output)
+    found: list[Entry] = []
+    excluded: list[Exclusion] = []
+    num_done = num_little_endian = 0
     for entry in entries:
         if entry.audio_path.suffix != ".raw":
-            decoded.entries.append(entry)
+            found.append(entry)
             continue
-        target = (output / entry.audio_path.relative_to(root)).with_suffix(".flac")
-        problem = _raw_to_flac(entry.audio_path, target)
+        target = (output / "audio" / entry.audio_path.relative_to(root)).with_suffix(".flac")
+        content = entry.audio_path.read_bytes()
+        problem = _why_not_16_bit(content)
         if problem:
-            decoded.excluded.append(Exclusion(entry.id, Reason.UNREADABLE_AUDIO, entry.where, problem))
+            detail = f"{entry.audio_path} {problem}"
+            excluded.append(Exclusion(entry.id, Reason.UNREADABLE_AUDIO, entry.where, detail))
         else:
-            decoded.entries.append(replace(entry, audio_path=target))
+            order = _byte_order(content)
+            num_little_endian += order == "<"
+            _write_flac(target, np.frombuffer(content, f"{order}i2").astype(np.int16))
+            found.append(replace(entry, audio_path=target))
         num_done += 1
         if progress is not None:
             progress("decoding raw audio", num_done, num_raw)
-    return decoded
+    return _Decoded(found, excluded, num_little_endian)
 
 
-def _raw_to_flac(source: Path, target: Path) -> str:
-    """Write 16-bit big-endian samples as FLAC; returns what is wrong with them, or nothing."""
-    content = source.read_bytes()
+def _why_not_16_bit(content: bytes) -> str:
     if not content:
-        return f"{source} is empty"
+        return "is empty"
     if len(content) % 2:
-        return f"{source} has an odd number of bytes ({len(content)}), so it is not 16-bit audio"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    samples = np.frombuffer(content, dtype=">i2").astype(np.int16)
-    soundfile.write(target, samples, RAW_SAMPLE_RATE, subtype="PCM_16")
+        return f"has an odd number of bytes ({len(content)}), so it is not 16-bit audio"
     return ""
+
+
+def _byte_order(content: bytes) -> str:
+    """``>`` (big-endian) or ``<``. Speech is smooth: in the wrong order, neighbouring samples jump."""
+    jumps = {
+        order: int(np.abs(np.diff(np.frombuffer(content, f"{order}i2").astype(np.int64))).sum())
+        for order in (">", "<")  # the first of equals is taken
+    }
+    return min(jumps, key=jumps.__getitem__)
+
+
+def _write_flac(target: Path, samples: NDArray[np.int16]) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(target, samples, RAW_SAMPLE_RATE, subtype="PCM_16")
 
 
 def _why_no_test(root: Path) -> str:

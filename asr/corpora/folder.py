@@ -22,10 +22,9 @@ from asr.corpora.collect import (
     index_audio,
     read_text,
 )
-from asr.corpora.splits import Carved, SplitPlan, by_speaker, by_utterance, carve
+from asr.corpora.splits import Carved, SplitPlan, carve_by_speaker
 from asr.corpora.table import TABLE_SUFFIXES, Columns, read_table
 from asr.errors import ConfigError, ManifestError
-from asr.records import Utterance
 
 _TEXT_SUFFIXES = (".txt", ".lab")
 DEFAULT_TEST_FRACTION = 0.1
@@ -79,18 +78,10 @@ def prepare(
     if not fixed and test_fraction is None:
         plan = replace(plan, test_fraction=DEFAULT_TEST_FRACTION)
     trainable = collected.of("") + collected.of("train")
-    carved = _carve(trainable, plan) if trainable else Carved([], [], [], [])
+    carved = carve_by_speaker(trainable, plan) if trainable else Carved([], [], [], [])
     splits = {"train": carved.train, "dev": carved.dev or fixed.get("dev", [])}
     splits["test"] = carved.test or fixed.get("test", [])
     return PreparedCorpus(splits, collected.excluded + excluded, carved.notes)
-
-
-def _carve(utterances: list[Utterance], plan: SplitPlan) -> Carved:
-    speakers_known = any(utterance.speaker for utterance in utterances)
-    carved = carve(utterances, [by_speaker()] * speakers_known + [by_utterance()], plan)
-    if (carved.dev or carved.test) and not speakers_known:
-        carved.notes.append("no speakers are known: dev and test may hold voices that are in train")
-    return carved
 
 
 def _with_folder_as_speaker(entry: Entry) -> Entry:

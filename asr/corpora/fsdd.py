@@ -24,6 +24,7 @@ from asr.corpora.collect import (
     index_audio,
 )
 from asr.corpora.download import Archive
+from asr.corpora.written import remove_written
 from asr.errors import ConfigError, ManifestError
 from asr.records import Utterance
 
@@ -106,6 +107,7 @@ def prepare(
     }
     notes = [f"dev is speaker {dev}, test is {f'speaker {test}' if test else 'not made'}, the others train"]
     if connected:
+        remove_written(output)
         used = set()
         for split, members in splits.items():
             plan = joining if split == "train" else replace(joining, num_passes=1)

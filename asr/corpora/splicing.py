@@ -6,6 +6,7 @@ joining along a forced alignment: Lam et al., "On-the-fly aligned data augmentat
 """
 
 import random
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ MIN_PIECES, MAX_PIECES = 2, 4
 RARITY = 0.5
 """A word that is ``n`` times rarer is drawn ``n ** RARITY`` times as often as chance would."""
 FADE_SECONDS = 0.005  # at both ends of a piece: no click where two meet
+_SPLICED_ID = re.compile(r"spliced_\d{6,}")
 _ENERGY_SECONDS = 0.020
 _QUIET = 1.5  # times the lowest energy between two words is as good a place to cut
 
@@ -106,6 +108,11 @@ def draw(sources: Sequence[CutUtterance], num_utterances: int, seed: int) -> lis
         rng.shuffle(pieces)
         drawn.append(tuple(pieces))
     return drawn
+
+
+def is_spliced(utterance: Utterance) -> bool:
+    """Whether :func:`splice` made it, by what it says of itself or by its id."""
+    return "spliced_from" in utterance.extra or _SPLICED_ID.fullmatch(utterance.id) is not None
 
 
 def splice(

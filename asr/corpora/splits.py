@@ -143,6 +143,22 @@ def carve(utterances: Sequence[Utterance], groupings: Sequence[Grouping], plan: 
     return carved
 
 
+def carve_by_speaker(utterances: Sequence[Utterance], plan: SplitPlan) -> Carved:
+    """By whole speakers where any are known and there are enough, else one by one; warns of those unknown.
+
+    Raises:
+        ConfigError: as :func:`carve`.
+    """
+    num_unknown = sum(not utterance.speaker for utterance in utterances)
+    speakers_known = num_unknown < len(utterances)
+    carved = carve(utterances, [by_speaker()] * speakers_known + [by_utterance()], plan)
+    if num_unknown and (carved.dev or carved.test):
+        unknown = f"{_plural(num_unknown, 'utterance')} without a speaker"
+        which = unknown if speakers_known else "no speakers are known"
+        carved.notes.append(f"{which}: dev and test may hold voices that are in train")
+    return carved
+
+
 def with_dev(collected: Collected, excluded: list[Exclusion], plan: SplitPlan, where: str) -> PreparedCorpus:
     """The corpus with the splits that it has; dev, where there is none, is carved from the training part.
 
@@ -155,8 +171,7 @@ def with_dev(collected: Collected, excluded: list[Exclusion], plan: SplitPlan, w
         plan.require_unused(where)
         carved = Carved(splits["train"], splits["dev"], [], [])
     else:
-        speakers_known = any(utterance.speaker for utterance in splits["train"])
-        carved = carve(splits["train"], [by_speaker()] * speakers_known + [by_utterance()], plan)
+        carved = carve_by_speaker(splits["train"], plan)
     splits |= {"train": carved.train, "dev": carved.dev, "test": splits["test"] or carved.test}
     return PreparedCorpus(splits, collected.excluded + excluded, carved.notes)
 

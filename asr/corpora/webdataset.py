@@ -38,6 +38,7 @@ from asr.corpora.collect import (
 )
 from asr.corpora.splits import SplitPlan, with_dev
 from asr.corpora.table import USUAL_NAMES
+from asr.corpora.written import remove_written
 from asr.errors import AudioError, ConfigError, ManifestError
 from asr.records import Utterance
 
@@ -90,6 +91,7 @@ def pack(
     if split == "train":
         order = np.random.default_rng(seed).permutation(len(utterances)).tolist()
     excluded: list[Exclusion] = []
+    remove_written(folder.parent)  # manifests lie beside the folder of their shards
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob(f"{split}-*.tar"):
