@@ -20,9 +20,9 @@ where both were trained with one seed, that of utterances and of seeds where wit
 ``loss`` is the dev loss per label. The table is also written as JSON, and the learning
 curves as a picture. What is done is kept: several of these processes may work on the same plan and folder.
 
-    python scripts/study_recipe.py --plan scripts/an4_search.yaml --data data/an4 --output studies/an4
-    python scripts/study_recipe.py --plan scripts/an4_ablation.yaml --data data/an4 --output studies/an4 --seeds 0 1 2
-    python scripts/study_recipe.py --plan scripts/an4_search.yaml --data data/an4 --output studies/an4 --table-only
+    python scripts/study_recipe.py --plan scripts/an4_search.yaml --data data/an4 --output studies/an4-search
+    python scripts/study_recipe.py --plan scripts/an4_best.yaml --data data/an4 --output studies/an4-best --seeds 0 1 2
+    python scripts/study_recipe.py --plan scripts/an4_search.yaml --data data/an4 --output studies/an4-search --table-only
 """
 
 import argparse
