@@ -17,7 +17,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Callback, EarlyStopping, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, Timer, TQDMProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from asr import parallel
@@ -145,15 +145,17 @@ class CoachLine(Callback):
 class KeepBestAndLast(Callback):
     """After each validation: ``last`` always, ``best`` when the dev WER is lower than ever before.
 
-    For an average of checkpoints, the ``num_averaged`` with the lowest dev WER are kept beside them.
+    For an average of checkpoints, the ``num_averaged`` with the lowest dev WER are kept beside them. An ``average``
+    that an earlier part of the training has left goes, which would pass for the result of this one.
 
     (Lightning's ``ModelCheckpoint`` writes its last checkpoint only together with a best one, and
     forgets the best when the run directory has moved.)
     """
 
-    def __init__(self, best: Path, last: Path, num_averaged: int = 0) -> None:
+    def __init__(self, best: Path, last: Path, average: Path, num_averaged: int = 0) -> None:
         self.best = best
         self.last = last
+        self.average = average
         self.num_averaged = num_averaged
         self.best_wer = float("inf")
         self.kept: list[tuple[float, str]] = []  # (dev WER, file name), the best first
@@ -170,6 +172,7 @@ class KeepBestAndLast(Callback):
             trainer.save_checkpoint(self.best.with_name(self._name(trainer.current_epoch + 1)))
         trainer.save_checkpoint(self.last)
         if trainer.is_global_zero:
+            self.average.unlink(missing_ok=True)
             for name in dropped:
                 self.best.with_name(name).unlink(missing_ok=True)
 
@@ -199,6 +202,18 @@ class ValidateAtEnd(Callback):
     What was trained after the last validation would be in no checkpoint otherwise.
     """
 
+    def __init__(self, every_epochs: int) -> None:
+        self.every_epochs = every_epochs
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        loop = trainer.fit_loop.epoch_loop
+        # Going on after such a validation: Lightning takes an epoch for finished only where one is due.
+        if loop.restarted_on_last and loop.batch_progress.is_last_batch:
+            trainer.check_val_every_n_epoch = 1
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.check_val_every_n_epoch = self.every_epochs
+
     def on_train_batch_end(self, trainer: pl.Trainer, *unused: Any) -> None:
         if trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs:
             trainer.check_val_every_n_epoch = 1
@@ -220,6 +235,19 @@ class StopEarly(EarlyStopping):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict({**state_dict, "patience": self.patience})
+
+
+class TimeLimit(Timer):
+    """Stops when the time is over, at the end of a step: the gradients of half a step are in no checkpoint."""
+
+    @property
+    def is_over(self) -> bool:
+        remaining = self.time_remaining()
+        return remaining is not None and remaining <= 0
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any, **options: Any) -> None:
+        if not trainer.fit_loop.epoch_loop._should_accumulate():
+            super().on_train_batch_end(trainer, *arguments, **options)
 
 
 class ProgressBar(TQDMProgressBar):
@@ -351,22 +379,30 @@ class MetricsFile(Logger):
 
 
 def forget_metrics_after(path: Path, step: int) -> None:
-    """Keep the rows of ``metrics.csv`` up to the end of ``step`` steps, its validation included."""
+    """Keep the rows of ``metrics.csv`` up to the end of ``step`` steps, its validation included.
+
+    What is no row (the end of a file that a power cut has torn) goes as well.
+    """
     if not path.exists():
         return
     if step == 0:
         path.unlink()
         return
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
+
+    def is_before(row: dict[str, str]) -> bool:
+        number = row["step"]
+        return number.isdecimal() and (int(number) < step or (int(number) == step and bool(row["dev/wer"])))
+
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
+        reader = csv.DictReader(line.replace("\0", "") for line in file)
         columns = reader.fieldnames or []
-        rows = [
-            row for row in reader if int(row["step"]) < step or (int(row["step"]) == step and row["dev/wer"])
-        ]
-    with open(path, "w", newline="", encoding="utf-8") as file:
+        rows = [row for row in reader if is_before(row)]
+    beside = path.with_name(f"{path.name}.partial")
+    with open(beside, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
+    beside.replace(path)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -94,8 +94,9 @@ def corpus_options(config: PrepareConfig) -> dict[str, Any]:
 
 
 def require_other_place(corpus: PreparedCorpus, output: Path, config: PrepareConfig) -> None:
-    """Raise ``ManifestError`` where a manifest would replace its own source."""
-    written = {manifest_path(output, name).resolve() for name, part in _named(corpus).items() if part}
+    """Raise ``ManifestError`` where a manifest would replace its own source, or remove it as one of an earlier run."""
+    names = names_written(output) | {name for name, part in _named(corpus).items() if part}
+    written = {manifest_path(output, name).resolve() for name in names}
     if config.source is not None and Path(config.source).resolve() in written:
         raise ManifestError(f"{config.source} would be overwritten by its own result: choose another output")
 

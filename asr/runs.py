@@ -39,7 +39,7 @@ def make_run_dir(run_dir: Path) -> Path:
         raise TrainingError(
             f"cannot write the run directory {run_dir} ({error.strerror}); choose another: run_dir=PATH"
         ) from error
-    if (run_dir / checkpoint.CHECKPOINT_FOLDER / checkpoint.LAST).exists():
+    if any((run_dir / checkpoint.CHECKPOINT_FOLDER).glob("*.ckpt")):
         raise TrainingError(
             f"{run_dir} already holds a run: go on with resume={run_dir}, or choose another run_dir"
         )
@@ -55,7 +55,11 @@ def held(run_dir: Path) -> Iterator[None]:
     Raises:
         TrainingError: another one does.
     """
-    with open(run_dir / ".lock", "w", encoding="utf-8") as lock:
+    try:
+        file = open(run_dir / ".lock", "w", encoding="utf-8")  # noqa: SIM115  (closed below)
+    except OSError as error:
+        raise TrainingError(f"cannot write to the run directory {run_dir} ({error.strerror})") from error
+    with file as lock:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
@@ -78,7 +82,9 @@ def find_resume(config: TrainConfig) -> Path | None:
     wanted = config.resume
     if wanted.lower() in NO_RESUME:
         return None
-    if "init_from" in given_options():  # a preset's is of the run that is gone on with
+    if (
+        config.init_from is not None and "init_from" in given_options()
+    ):  # a preset's is of the run that is gone on with
         raise ConfigError("init_from begins a new run and resume goes on with an old one: give one of them")
     if wanted.lower() == "true":
         runs = Path(config.run_dir).parent

@@ -18,7 +18,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, Timer
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from numpy.typing import NDArray
 from rich.console import Console
@@ -35,6 +35,7 @@ from asr.callbacks import (
     ProgressBar,
     SaveBetween,
     StopEarly,
+    TimeLimit,
     ValidateAtEnd,
     forget_metrics_after,
     write_atomically,
@@ -186,7 +187,7 @@ def fit_in(
     datamodule, module = make_modules(config, corpus, tokenizer, acoustic_model, manifests, origin)
     if parallel.is_first():
         write_run_files(config, run_dir, module.recipe)
-        begin_files(run_dir, before)
+        forget_metrics_after(run_dir / METRICS_NAME, 0 if before is None else before["global_step"])
     if config.find is not None:
         find(config, datamodule, module, tokenizer.vocab_size, run_dir)
         return 0
@@ -421,12 +422,15 @@ def make_modules(
     batches_per_step = config.trainer.accumulate_batches
     steps_per_epoch = -(-datamodule.num_train_batches // batches_per_step)
     num_steps = steps_per_epoch * config.trainer.max_epochs
-    choices = dict.fromkeys([*choices_on_dev(config, corpus.dev), *origin.choices])
+    choices = {
+        (choice.what, choice.sha256): choice
+        for choice in [*origin.choices, *choices_on_dev(config, corpus.dev)]
+    }
     provenance = {
         **describe_environment(),
         "manifests": manifests,
         "learned_before": origin.manifests,
-        "choices": [dataclasses.asdict(choice) for choice in choices],
+        "choices": [dataclasses.asdict(choice) for choice in choices.values()],
     }
     module = CtcModule(
         acoustic_model=acoustic_model,
@@ -576,15 +580,15 @@ def find(
         limits,
         batch.largest.num_utterances,
     )
+    logger.info("that is what fits; small corpora learn better from smaller batches (more steps per epoch)")
 
 
 def batch_limits(max_batch_seconds: float, max_seconds: float) -> str:
     """Options for batches of so many seconds; no utterance may be longer than a batch."""
-    if max_batch_seconds >= max_seconds:
+    if math.floor(max_batch_seconds) >= max_seconds:
         return f"data.max_batch_seconds={math.floor(max_batch_seconds)}"
     seconds = math.ceil(100 * max_batch_seconds) / 100  # not below the longest utterance
     return f"data.max_batch_seconds={seconds:g} data.max_seconds={seconds:g}"
-    logger.info("that is what fits; small corpora learn better from smaller batches (more steps per epoch)")
 
 
 def report_trial(padded_seconds: float, peak_bytes: int) -> None:
@@ -633,16 +637,16 @@ def make_callbacks(config: TrainConfig, run_dir: Path) -> list[Callback]:
     if options.progress_bar and sys.stderr.isatty():
         callbacks.append(ProgressBar(refresh_rate=5))
     if options.max_minutes is not None:
-        callbacks.append(Timer(timedelta(minutes=options.max_minutes), interval="step", verbose=False))
-    callbacks.append(ValidateAtEnd())  # after the timer, which stops
+        callbacks.append(TimeLimit(timedelta(minutes=options.max_minutes), interval="step", verbose=False))
+    callbacks.append(ValidateAtEnd(options.validate_every_epochs))  # after the timer, which stops
     if options.early_stopping_epochs is not None:
         patience = -(-options.early_stopping_epochs // options.validate_every_epochs)
         callbacks.append(StopEarly("dev/wer", mode="min", patience=patience, check_on_train_epoch_end=False))
     # Last: what it saves holds the state that the others have after the validation.
     if options.profile:
         callbacks.append(StepProfiler())
-    best, last = folder / checkpoint.BEST, folder / checkpoint.LAST
-    return [*callbacks, KeepBestAndLast(best, last, options.average_best or 0)]
+    best, last, average = (folder / name for name in (checkpoint.BEST, checkpoint.LAST, checkpoint.AVERAGE))
+    return [*callbacks, KeepBestAndLast(best, last, average, options.average_best or 0)]
 
 
 def dev_pictures(
@@ -690,16 +694,6 @@ def quieten_libraries() -> None:
 # ------------------------------------------------------------------ the beginning and the end
 
 
-def begin_files(run_dir: Path, before: dict[str, Any] | None) -> None:
-    """Leave nothing of an earlier attempt that the files of this training do not go on from.
-
-    Args:
-        before: the checkpoint to go on from.
-    """
-    forget_metrics_after(run_dir / METRICS_NAME, 0 if before is None else before["global_step"])
-    (run_dir / checkpoint.CHECKPOINT_FOLDER / checkpoint.AVERAGE).unlink(missing_ok=True)
-
-
 def why_stopped(trainer: pl.Trainer, config: TrainConfig) -> Iterator[str]:
     """The reasons for which a training ended before its last epoch."""
     if trainer.current_epoch >= config.trainer.max_epochs:
@@ -707,7 +701,7 @@ def why_stopped(trainer: pl.Trainer, config: TrainConfig) -> Iterator[str]:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, StopEarly) and callback.has_stopped:
             yield f"no lower dev WER in {config.trainer.early_stopping_epochs} epochs"
-        if isinstance(callback, Timer) and callback.time_remaining() == 0:
+        if isinstance(callback, TimeLimit) and callback.is_over:
             yield f"trainer.max_minutes={config.trainer.max_minutes:g} are over"
 
 
@@ -721,6 +715,9 @@ def average_best(trainer: pl.Trainer, run_dir: Path) -> None:
         return
     folder = run_dir / checkpoint.CHECKPOINT_FOLDER
     paths = [folder / name for _, name in kept]
+    if missing := [path.name for path in paths if not path.is_file()]:
+        logger.warning("%s is not made: %s are gone", checkpoint.AVERAGE, ", ".join(missing))
+        return
     recipe = checkpoint.read(paths[0])["recipe"]
     recipe["provenance"] = recipe["provenance"] | {"average_of": [[name, wer] for wer, name in kept]}
     content = {"state_dict": mean_of_weights(paths), "recipe": recipe}

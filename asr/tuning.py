@@ -72,8 +72,8 @@ def cached_emissions(
 ) -> DevSet:
     """The emissions of ``utterances``, from ``folder`` where they are there already.
 
-    They are made anew for another checkpoint or manifest, for audio files of other size or time, and for other
-    utterances that can be read.
+    They are made anew for another checkpoint or manifest, when an audio file has another size or time, is gone or there
+    again, and as long as one cannot be decoded: that may pass.
 
     Raises:
         ManifestError: no audio can be read. Single utterances are left out; the caller compares counts.

@@ -117,13 +117,14 @@ class Recipe:
     first: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        is_given = any(option.lstrip("+").startswith("init_from=") for option in self.options)
-        if self.first is not None or is_given:
-            return
-        weights = _composed(self.options).init_from
-        if weights is not None:
+        if self.first is not None:
+            _composed((*self.options, "init_from=FIRST"))
+        begin = self.options if self.first is None else self.first
+        weights = _composed(begin).init_from
+        is_given = any(option.lstrip("+").startswith("init_from=") for option in begin)
+        if weights is not None and not is_given:
             raise SystemExit(
-                f"{' '.join(self.options)}: the preset begins with weights of another training ({weights}), which may "
+                f"{' '.join(begin)}: the preset begins with weights of another training ({weights}), which may "
                 "have heard the held-out speakers: give --first (cross_validate.py) or first: (a plan), or init_from= "
                 "yourself"
             )

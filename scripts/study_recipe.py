@@ -22,7 +22,8 @@ curves as a picture. What is done is kept: several of these processes may work o
 
     python scripts/study_recipe.py --plan scripts/an4_search.yaml --data data/an4 --output studies/an4-search
     python scripts/study_recipe.py --plan scripts/an4_best.yaml --data data/an4 --output studies/an4-best --seeds 0 1 2
-    python scripts/study_recipe.py --plan scripts/an4_search.yaml --data data/an4 --output studies/an4-search --table-only
+    python scripts/study_recipe.py --plan scripts/an4_search.yaml --data data/an4 --output studies/an4-search \\
+        --table-only
 """
 
 import argparse

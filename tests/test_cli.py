@@ -256,6 +256,12 @@ def test_a_preset_that_overrules_a_chosen_group_says_so() -> None:
     assert "data.train" not in line
 
 
+def test_a_preset_of_another_folder_is_no_obstacle() -> None:
+    assert (
+        list(cli.overruled_groups({"experiment": "mine", "augment": "none"}, {"experiment", "augment"})) == []
+    )
+
+
 def test_an_interrupted_job_ends_the_sweep(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=0,1,2"])

@@ -194,6 +194,17 @@ def test_nothing_usable_is_an_error_that_says_why(tmp_path):
     assert len((tmp_path / "out" / "excluded.jsonl").read_text().splitlines()) == 2
 
 
+def test_a_source_is_not_removed_as_of_an_earlier_run(table, tmp_path):
+    out = tmp_path / "out"
+    prepare(PrepareConfig(corpus="folder", source=str(table), output=str(out)))
+    source = out / "test.jsonl"
+    before = source.read_text()
+    whole = {"dev_fraction": 0.0, "test_fraction": 0.0}  # the new result has no test split
+    with pytest.raises(ManifestError, match="would be overwritten"):
+        prepare(PrepareConfig(corpus="folder", source=str(source), output=str(out), **whole))
+    assert source.read_text() == before
+
+
 def test_a_source_is_never_overwritten_by_its_result(table, tmp_path):
     train = table.rename(tmp_path / "train.csv")
     lines = [json.dumps({"audio_filepath": f"{number}.wav", "text": "yes"}) for number in range(10)]

@@ -260,6 +260,43 @@ def test_steps_are_counted_as_before(tiny_train_config: Compose, tiny_run: Path)
     assert "trainer.accumulate_batches: 1 → 2" in refusal(config, ConfigError)
 
 
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 5), (3, 4), (3, 3)])
+def test_going_on_after_a_last_epoch_that_was_validated_out_of_turn(
+    tiny_train_config: Compose, tmp_path: Path, before: int, after: int
+) -> None:
+    run_dir, options = tmp_path / "run", ["trainer.validate_every_epochs=2"]
+    assert train(tiny_train_config(run_dir, *options, f"trainer.max_epochs={before}")) == 0
+    assert (
+        train(tiny_train_config(run_dir, *options, f"trainer.max_epochs={after}", f"resume={run_dir}")) == 0
+    )
+    assert last_checkpoint(run_dir)["global_step"] == 4 * after
+    rows = [line.split(",")[:2] for line in (run_dir / "metrics.csv").read_text().splitlines()[1:]]
+    steps = [int(step) for step, _ in rows]
+    trained = {step for step in steps if step < 4 * after}
+    assert trained == set(range(4 * after))
+
+
+def test_a_torn_file_of_metrics_is_mended(tiny_train_config: Compose, tiny_run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_run, tmp_path / "copy")
+    metrics = copy / "metrics.csv"
+    whole = metrics.read_text()
+    metrics.write_bytes(whole.encode() + b"8,2,0.5\n1\x00\x00\x00\xff")
+    assert train(tiny_train_config(copy, f"resume={copy}", "trainer.max_epochs=3")) == 0
+    assert metrics.read_text().startswith(whole)
+    assert len(metrics.read_text().splitlines()) == len(whole.splitlines()) * 3 // 2
+
+
+def test_averages_of_a_finished_run_stay(tiny_train_config: Compose, tmp_path: Path) -> None:
+    run_dir, options = tmp_path / "run", ["trainer.average_best=2"]
+    assert train(tiny_train_config(run_dir, *options)) == 0
+    before = (run_dir / "checkpoints" / "average.ckpt").read_bytes()
+    for path in (run_dir / "checkpoints").glob("epoch-*.ckpt"):
+        path.unlink()
+    assert train(tiny_train_config(run_dir, *options, f"resume={run_dir}")) == 0
+    assert (run_dir / "checkpoints" / "average.ckpt").read_bytes() == before
+    assert "average.ckpt is not made: epoch-" in (run_dir / "train.log").read_text()
+
+
 def test_a_longer_schedule_is_announced(tiny_train_config: Compose, tiny_run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(tiny_run, tmp_path / "copy")
     assert train(tiny_train_config(copy, f"resume={copy}", "trainer.max_epochs=3")) == 0

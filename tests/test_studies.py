@@ -145,6 +145,10 @@ def test_weights_of_another_training_need_a_first_one(tmp_path: Path) -> None:
     plan.write_text("common: [experiment=an4]\ntrials: {plain: [], best: [experiment=an4-best]}\n")
     with pytest.raises(SystemExit):
         Plan.read(plan)
+    with pytest.raises(SystemExit, match="begins with weights"):
+        Recipe(("experiment=an4-best",), first=("experiment=an4-best",))
+    with pytest.raises(SystemExit, match="nonsense"):
+        Recipe(("experiment=nonsense",), first=("experiment=an4",))
     Recipe(("experiment=an4",))
     Recipe(("experiment=an4-best",), first=("experiment=an4",))
     for given in ("mine.ckpt", "null"):

@@ -398,6 +398,15 @@ def test_a_dev_set_without_words_is_refused(
 # ------------------------------------------------------------------ when it ends
 
 
+def test_the_log_says_that_the_time_was_over(tiny_train_config: Compose, tmp_path: Path) -> None:
+    options = ["trainer.max_minutes=1e-6", "trainer.accumulate_batches=2", "trainer.max_epochs=500"]
+    assert train(tiny_train_config(tmp_path / "run", *options)) == 0
+    assert "stopped: trainer.max_minutes=1e-06 are over" in (tmp_path / "run" / "train.log").read_text()
+    content = last_checkpoint(tmp_path / "run")
+    batches = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"]
+    assert batches == 2 * content["global_step"]  # not within an accumulated step
+
+
 def test_early_stopping(tiny_train_config: Compose, tmp_path: Path) -> None:
     options = ["optimizer.learning_rate=1e-12", "trainer.max_epochs=20", "trainer.early_stopping_epochs=2"]
     assert train(tiny_train_config(tmp_path / "run", *options)) == 0
