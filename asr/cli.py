@@ -129,12 +129,10 @@ def overruled_groups(choices: Mapping[str, str], given: Set[str]) -> Iterator[st
 def _options_of_preset(name: str) -> dict[str, set[str]]:
     """Of each group the options that an experiment, or one that it builds on, sets."""
     path = Path(CONFIG_DIR) / "experiment" / f"{name.removeprefix('/experiment/')}.yaml"
-    content = (
-        yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-    )  # or of --config-dir
     found: dict[str, set[str]] = defaultdict(set)
-    if content is None:
+    if not path.is_file():  # one of --config-dir
         return found
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     for other in content.pop("defaults", []):
         if isinstance(other, str) and other != "_self_":
             for group, options in _options_of_preset(other).items():

@@ -691,7 +691,7 @@ def quieten_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
 
 
-# ------------------------------------------------------------------ the beginning and the end
+# ------------------------------------------------------------------ the end
 
 
 def why_stopped(trainer: pl.Trainer, config: TrainConfig) -> Iterator[str]:

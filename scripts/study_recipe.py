@@ -15,10 +15,10 @@ that the other dev speakers choose (other utterances, where not all speakers are
 
 Every trial is compared with the first, paired by utterance, over the seeds that both have. ``p`` is how often
 chance would make so large a difference between recipes that are equally good: the chance of these utterances alone
-where both were trained with one seed, that of utterances and of seeds where with two or more.
+where they share one seed, that of utterances and of seeds where they share more.
 
-``loss`` is the dev loss per label. The table is also written as JSON, and the learning
-curves as a picture. What is done is kept: several of these processes may work on the same plan and folder.
+``loss`` is the dev loss per label. The table is also written as JSON, and the learning curves as a picture. What is
+done is kept: several of these processes may work on the same plan and folder.
 
     python scripts/study_recipe.py --plan scripts/an4_search.yaml --data data/an4 --output studies/an4-search
     python scripts/study_recipe.py --plan scripts/an4_best.yaml --data data/an4 --output studies/an4-best --seeds 0 1 2
