@@ -86,15 +86,16 @@ def utterance_key(utterance: Utterance) -> str:
     """Tells utterances apart across manifests: of id, length and words, wherever the audio lies."""
     words = " ".join(utterance.text.casefold().split())
     content = f"{utterance.id}\0{utterance.duration_seconds:.2f}\0{words}"
-    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:_KEY_DIGITS]
+    return _key(content)
 
 
 def keys_of(utterance: Utterance) -> tuple[str, str]:
     """What an utterance is known by: its content wherever the audio lies, its audio whatever it is called."""
-    place = f"{utterance.audio_path}\0{utterance.offset_seconds:.3f}"
-    return utterance_key(utterance), hashlib.sha256(place.encode("utf-8", "surrogatepass")).hexdigest()[
-        :_KEY_DIGITS
-    ]
+    return utterance_key(utterance), _key(f"{utterance.audio_path}\0{utterance.offset_seconds:.3f}")
+
+
+def _key(content: str) -> str:
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:_KEY_DIGITS]
 
 
 def _sample(utterances: Iterable[Utterance]) -> tuple[str, ...]:
