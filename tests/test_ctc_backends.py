@@ -281,25 +281,25 @@ def gpu_batches():
     yield "logits", 0, repeats, torch.tensor([[1, 1, 2, 1, 1], [3] * 5]), ([9, 8], [5, 5])
 
 
-def solve_on_gpu_interpreter():
-    """Entry of the subprocess: the Triton kernels, run line by line on the CPU."""
+def solve_with_gpu_kernels(device):
+    """What the Triton kernels make of ``gpu_batches``: on a GPU, or line by line on the CPU where Triton interprets."""
     from asr.ctc import fused_gpu
     from asr.ctc.contract import prepare
 
     answers = {}
     for number, (inputs, blank, logits, targets, lengths) in enumerate(gpu_batches()):
-        x = (logits if inputs == "logits" else logits.log_softmax(-1)).float().requires_grad_()
-        problem = prepare(x, targets, *lengths, blank=blank, layout="NTC")
+        x = (logits if inputs == "logits" else logits.log_softmax(-1)).float().to(device).requires_grad_()
+        problem = prepare(x, targets.to(device), *lengths, blank=blank, layout="NTC")
         found = fused_gpu.per_utterance(problem, inputs == "log_probs", checks_rows=True)
-        weights = torch.arange(1.0, len(x) + 1)
+        weights = torch.arange(1.0, len(x) + 1, device=device)
         torch.where(found.losses.isinf(), 0, found.losses).mul(weights).sum().backward()
         with torch.no_grad():
             alone = fused_gpu.per_utterance(problem, inputs == "log_probs", checks_rows=False)
         assert torch.equal(alone.losses, found.losses)
-        answers[f"{number}.losses"] = found.losses.detach().numpy()
-        answers[f"{number}.gradient"] = x.grad.numpy()
-        answers[f"{number}.row_log_totals"] = found.row_log_totals.numpy()
-    np.savez(sys.argv[1], **answers)
+        answers[f"{number}.losses"] = found.losses.detach().cpu().numpy()
+        answers[f"{number}.gradient"] = x.grad.cpu().numpy()
+        answers[f"{number}.row_log_totals"] = found.row_log_totals.cpu().numpy()
+    return answers
 
 
 def test_gpu_kernels_in_triton_s_interpreter(tmp_path):
@@ -307,8 +307,9 @@ def test_gpu_kernels_in_triton_s_interpreter(tmp_path):
     code = f"""
         import sys
         sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]
-        from test_ctc_backends import solve_on_gpu_interpreter
-        solve_on_gpu_interpreter()
+        import numpy
+        from test_ctc_backends import solve_with_gpu_kernels
+        numpy.savez(sys.argv[1], **solve_with_gpu_kernels("cpu"))
     """
     output = tmp_path / "answers.npz"
     subprocess.run(
@@ -317,7 +318,27 @@ def test_gpu_kernels_in_triton_s_interpreter(tmp_path):
         check=True,
         timeout=300,
     )
-    answers = np.load(output)
+    check_against_the_reference(np.load(output))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gpu_kernels_on_a_gpu():
+    check_against_the_reference(solve_with_gpu_kernels("cuda"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("vocab_size", "num_labels"), [(29, 60), (5000, 30), (29, 700)])
+def test_gpu_losses_and_gradients_of_real_sizes(vocab_size, num_labels):
+    """More labels than one block holds, more tokens than one block, utterances of unlike lengths."""
+    logits, targets, lengths = random_batch(4, 1500, vocab_size, num_labels, scale=3.0)
+    losses, gradient = loss_and_gradient(logits.float().double(), targets, lengths, "reference")
+    on_gpu = logits.float().cuda()
+    found, found_gradient = loss_and_gradient(on_gpu, targets.cuda(), lengths, "fused")
+    torch.testing.assert_close(found.cpu().double(), losses, rtol=2e-6, atol=1e-3)
+    torch.testing.assert_close(found_gradient.cpu().double(), gradient, rtol=0, atol=2e-5)
+
+
+def check_against_the_reference(answers):
     for number, (inputs, blank, logits, targets, lengths) in enumerate(gpu_batches()):
         x = (logits if inputs == "logits" else logits.log_softmax(-1)).float().double()
         losses, gradient = loss_and_gradient(x, targets, lengths, "reference", blank=blank, inputs=inputs)
