@@ -36,6 +36,15 @@ def has_matrix_units() -> bool:
     return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 
+def make_float32_exact() -> None:
+    """Have a GPU compute in float32 where that is asked for, as a CPU does.
+
+    cuDNN would otherwise round the factors of convolutions and LSTMs to the 10 bits of TF32, and a text that
+    hangs by a hair would be another one.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+
+
 def to_host(values: Tensor) -> Tensor:
     """``values`` in the CPU's memory, waiting for the current stream alone.
 

@@ -97,7 +97,7 @@ def test_a_model_that_hears_its_padding_is_caught(
     ) -> Emissions:
         emissions = forward(self, waveforms, lengths, *rest, **more)  # type: ignore[arg-type]
         share = (waveforms.shape[1] - lengths).float() / waveforms.shape[1]
-        bias = torch.zeros(len(lengths), 1, emissions.log_probs.shape[2])
+        bias = torch.zeros(len(lengths), 1, emissions.log_probs.shape[2], device=share.device)
         bias[:, 0, 0] = 30 * share
         return emissions._replace(log_probs=(emissions.log_probs + bias).log_softmax(dim=2))
 

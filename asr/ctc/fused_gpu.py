@@ -24,6 +24,9 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 _LN_2 = tl.constexpr(0.6931471805599453)
 _RENORMALISE_EVERY = tl.constexpr(8)
 _VOCAB_BLOCK = 1024
+# Sizes that differ from batch to batch. Triton would compile a kernel anew for each that is 1 or a multiple of 16.
+_SIZES = ("utterance_step", "frame_step", "g_utterance_step", "g_frame_step", "num_frames", "width")
+_MIN_STATES = 32  # a warp: fewer are no faster, and each power of two is compiled anew
 
 
 class Solution(NamedTuple):
@@ -77,7 +80,7 @@ class _Fused(torch.autograd.Function):
         _follow_forward[batch,](
             dense, *dense.stride()[:2], labels, skips, frames, counts, maxima, log_sums,
             mantissas, exponents, offsets, totals, losses,
-            num_frames, width, problem.blank, has_gradient, triton.next_power_of_2(width),
+            num_frames, width, problem.blank, has_gradient, _states_block(width),
         )  # fmt: skip
         if has_gradient:
             ctx.save_for_backward(
@@ -119,7 +122,7 @@ class _Fused(torch.autograd.Function):
         width = labels.shape[1]
         dense = scores if scores.stride(2) == 1 else scores.contiguous()
         occupancies = torch.empty_like(mantissas)
-        states = triton.next_power_of_2(width)
+        states = _states_block(width)
         _follow_backward[batch,](
             dense, *dense.stride()[:2], labels, skips, frames, counts, maxima, mantissas, exponents, offsets,
             totals, losses, occupancies, num_frames, width, ctx.blank, states,
@@ -140,6 +143,10 @@ class _Fused(torch.autograd.Function):
 
 def _vocab_block(vocab: int) -> int:
     return min(triton.next_power_of_2(vocab), _VOCAB_BLOCK)
+
+
+def _states_block(width: int) -> int:
+    return max(triton.next_power_of_2(width), _MIN_STATES)
 
 
 def _extended_labels(problem: CTCProblem, vocab: int) -> tuple[Tensor, Tensor]:
@@ -224,7 +231,7 @@ def _top(blank_exponents, label_exponents):
     return tl.where(top == _NEVER, 0, top)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def _normalise(
     scores, utterance_step, frame_step, frames, maxima, log_sums, num_frames,
     VOCAB: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
@@ -249,7 +256,7 @@ def _normalise(
         tl.store(log_sums + n * num_frames + t, tl.log2(total))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def _follow_forward(
     scores, utterance_step, frame_step, labels, skips, frames, counts, maxima, log_sums,
     mantissas, exponents, offsets, totals, losses,
@@ -309,7 +316,7 @@ def _follow_forward(
     tl.store(totals + n, exponent)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def _follow_backward(
     scores, utterance_step, frame_step, labels, skips, frames, counts, maxima, mantissas, exponents, offsets,
     totals, losses, occupancies, num_frames, width, blank, STATES: tl.constexpr,  # noqa: N803
@@ -365,7 +372,7 @@ def _follow_backward(
         step += 1
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def _write_softmax(
     scores, utterance_step, frame_step, frames, maxima, log_sums, weights, gradient, g_utterance_step, g_frame_step,
     num_frames, VOCAB: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
@@ -385,7 +392,7 @@ def _write_softmax(
         tl.store(out + start + lane, tl.where(is_used, p, 0.0), mask=start + lane < VOCAB)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def _subtract_occupancies(
     labels, frames, counts, first, following, rounds, weights, occupancies, gradient, utterance_step, frame_step,
     num_frames, width, blank, STATES: tl.constexpr,  # noqa: N803

@@ -9,10 +9,14 @@ to its caller, as of torchaudio 2.11, and what is made of it here:
   both are refused.
 - It counts in 32 bits, and ends the process when a batch has no frames to search: batches are split.
 - Sums of minus infinity become NaN: a finite value stands for it.
+- It writes beyond the shared memory that it asks for (pytorch/audio issues 3754 and 4181, open). GPUs of compute
+  capability 9.0 (Hopper) and later end the process for that: it is refused there. On earlier ones the place is
+  usually free, but nobody looks: a warning says so.
 - It works on the stream that is current when it is made, in memory that it keeps: every batch has one of
   its own, so that it runs beside the forward pass and any thread may decode.
 """
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -30,10 +34,15 @@ from asr.errors import ConfigError
 from asr.records import Emissions, Hypothesis
 from asr.tokenizer import Tokenizer
 
+logger = logging.getLogger(__name__)
+
 MAX_UTTERANCES = 800
 """It launches no more blocks than this, and each utterance needs one."""
 MAX_CELLS = 2**31 - 1
 """The most utterances × candidates × frames × tokens that it can count."""
+CHECKS_SHARED_MEMORY = (9, 0)
+"""The first compute capability whose GPUs stop a program that writes beyond its shared memory."""
+OVERRUN = "torchaudio's search writes beyond its shared memory (https://github.com/pytorch/audio/issues/4181)"
 
 
 class Search(NamedTuple):
@@ -159,12 +168,17 @@ def make_search(tokenizer: Tokenizer, *, beam_width: int, blank_skip_threshold: 
 def _library() -> Callable[..., Any]:
     if not torch.cuda.is_available():
         raise ConfigError("decoder=cuda needs an NVIDIA GPU, and none is usable here; use decoder=beam")
+    if torch.cuda.get_device_capability() >= CHECKS_SHARED_MEMORY:
+        raise ConfigError(
+            f"decoder=cuda would crash on this GPU ({torch.cuda.get_device_name()}): {OVERRUN}; use decoder=beam"
+        )
     try:
         from torchaudio.models.decoder import cuda_ctc_decoder
     except (ImportError, RuntimeError, OSError) as error:
         raise _without_decoder(str(error)) from error
     if not hasattr(torch.ops.torchaudio_prefixctc, "prefixCTC_alloc"):
         raise _without_decoder("its library is missing")
+    logger.warning("decoder=cuda: %s: compare its results with those of decoder=beam", OVERRUN)
     return cuda_ctc_decoder  # type: ignore[no-any-return]
 
 
