@@ -21,7 +21,6 @@ from torch import Tensor
 
 from asr.build import make_acoustic_model, make_decoder, make_normalise
 from asr.config import DecoderConfig, TextConfig, TrainConfig, from_plain, from_plain_kind
-from asr.device import make_float32_exact
 from asr.errors import AsrError, CheckpointError
 from asr.features import SpectralFeatures
 from asr.manifest import manifest_sha256
@@ -133,7 +132,6 @@ def load_recogniser(path: str | Path, decoder: DecoderConfig, device: torch.devi
         raise CheckpointError(f"{path}: its parts do not fit together ({reason})") from error
     check_fingerprint(path, acoustic_model.features, recipe.get("front_end_fingerprint"))
     acoustic_model.eval().to(device)
-    make_float32_exact()
     return Recogniser(
         acoustic_model=acoustic_model,
         tokenizer=tokenizer,

@@ -36,13 +36,20 @@ def has_matrix_units() -> bool:
     return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 
-def make_float32_exact() -> None:
-    """Have a GPU compute in float32 where that is asked for, as a CPU does.
+@contextmanager
+def in_float32(device: torch.device) -> Iterator[None]:
+    """What a model computes here is float32, whatever training uses, on a GPU as on a CPU.
 
     cuDNN would otherwise round the factors of convolutions and LSTMs to the 10 bits of TF32, and a text that
     hangs by a hair would be another one.
     """
+    before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def to_host(values: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from asr.augment import FeatureAugmenter
 from asr.ctc import CTCLoss, min_frames
 from asr.ctc.variants import VariantLoss
 from asr.decode.decoder import Decoder
+from asr.device import in_float32
 from asr.errors import TrainingError
 from asr.features import length_mask
 from asr.models.acoustic import AcousticModel
@@ -315,8 +316,7 @@ class CtcModule(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         if batch.is_filler:
             return
-        # Full precision, whatever training uses: the same text as evaluation and transcription give.
-        with torch.autocast(self.device.type, enabled=False):
+        with in_float32(self.device):  # the same text as evaluation and transcription give
             result = self.shared_step(batch)
         hypotheses = self.decoder.decode(result.emissions)
         texts = [self.normalise(hypothesis.text) for hypothesis in hypotheses]

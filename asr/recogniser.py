@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from asr.decode.decoder import Decoder
-from asr.device import to_device
+from asr.device import in_float32, to_device
 from asr.models.acoustic import AcousticModel
 from asr.records import Emissions, Hypothesis, Word
 from asr.tokenizer import Tokenizer
@@ -37,8 +37,9 @@ class Recogniser:
         """Log-probabilities of some waveforms, each ``(samples,)``, as one batch."""
         lengths = torch.tensor([len(waveform) for waveform in waveforms])
         padded = pad_sequence(list(waveforms), batch_first=True)
-        with torch.inference_mode():
-            return self.acoustic_model(to_device(padded, self.device), to_device(lengths, self.device))
+        device = self.device
+        with torch.inference_mode(), in_float32(device):
+            return self.acoustic_model(to_device(padded, device), to_device(lengths, device))
 
     def hypotheses(self, emissions: Emissions) -> list[Hypothesis]:
         """One hypothesis per utterance of a batch, its text and words normalised as the training text was."""

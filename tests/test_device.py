@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from asr.device import SideStream, to_device, to_host
+from asr.device import SideStream, in_float32, to_device, to_host
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -129,6 +129,19 @@ def test_on_a_cpu_there_is_nothing_to_wait_for(monkeypatch: pytest.MonkeyPatch) 
     with side.after(side.mark()):
         assert torch.equal(to_host(values), values)
     assert to_device(values, CPU) is values
+
+
+@pytest.mark.parametrize("is_allowed", [True, False])
+def test_float32_is_neither_bf16_nor_tf32(monkeypatch: pytest.MonkeyPatch, is_allowed: bool) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", is_allowed)
+    weights = torch.eye(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (weights @ weights).dtype == torch.bfloat16
+        with in_float32(CPU):
+            assert (weights @ weights).dtype == torch.float32
+            assert not torch.backends.cudnn.allow_tf32
+        assert (weights @ weights).dtype == torch.bfloat16
+    assert torch.backends.cudnn.allow_tf32 == is_allowed
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

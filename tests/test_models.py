@@ -344,6 +344,19 @@ def test_an_output_frame_hears_the_whole_utterance() -> None:
 # ------------------------------------------------------------------ what comes out
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_bilstm_never_computes_in_float16_on_a_gpu() -> None:
+    """As autocast has it; in float16 these states are infinite."""
+    lstm = BiLstm(8, 128).cuda()
+    states = torch.full((2, 5, 8), 1e6, device="cuda", requires_grad=True)
+    with torch.autocast("cuda", torch.bfloat16):
+        found = lstm(states, torch.tensor([5, 3], device="cuda"))
+    assert found.dtype == torch.float32
+    found.sum().backward()
+    assert states.grad is not None
+    assert states.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("autocast", [True, False])
 @pytest.mark.parametrize("rnn_norm", NORMS)

@@ -67,6 +67,12 @@ class BiLstm(nn.Module):
         order = reversed_order(lengths, states.shape[1])
         if self._learns_in_bf16_on_cpu(states):
             ahead, behind = self._both_in_bf16(states, reordered(states, order))
+        elif states.is_cuda:
+            # Autocast would compute in float16, whose gradients vanish or overflow unless they are scaled.
+            with torch.autocast("cuda", enabled=False):
+                states = states.float()
+                ahead, _ = self.forward_lstm(states)
+                behind, _ = self.backward_lstm(reordered(states, order))
         else:
             ahead, _ = self.forward_lstm(states)
             behind, _ = self.backward_lstm(reordered(states, order))
