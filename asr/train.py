@@ -3,12 +3,10 @@
 import contextlib
 import dataclasses
 import itertools
-import json
 import logging
 import math
 import sys
 import warnings
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -43,12 +41,11 @@ from asr.callbacks import (
 from asr.cli import INTERRUPTED, launch, setup_logging
 from asr.config import NO_RESUME, TrainConfig
 from asr.datamodule import SpeechDataModule
-from asr.dataset import Example, Exclusion, Selection, load_utterance, select_readable
+from asr.dataset import Example, Selection, load_utterance
 from asr.dev_pictures import DevPictures
 from asr.device import has_fast_bf16
-from asr.errors import ConfigError, TrainingError
+from asr.errors import ConfigError
 from asr.evaluation import evaluate_utterances, write_views
-from asr.findings import CHECKS, ExaminedSplit, Finding, find_problems
 from asr.firewall import (
     BEST_CHECKPOINT,
     EARLY_STOPPING,
@@ -59,14 +56,12 @@ from asr.firewall import (
     training_choices,
     training_manifests,
 )
-from asr.inspection import UNLEARNABLE_AUDIO, AudioFacts
 from asr.models.acoustic import AcousticModel
 from asr.module import CtcModule
 from asr.profiling import StepProfiler
 from asr.provenance import command_line, describe_environment
 from asr.recogniser import Recogniser
-from asr.records import Problem, Utterance
-from asr.report.corpus_report import FINDINGS_NAME, write_findings
+from asr.records import Utterance
 from asr.report.terminal import print_report, sample_markdown
 from asr.runs import (
     describe_manifests,
@@ -76,16 +71,15 @@ from asr.runs import (
     resume_command,
     write_run_files,
 )
-from asr.selection import check_dev_is_complete, inspect_splits, read_split, select_split, unusable
-from asr.tokenizer import Tokenizer, report_unknown_characters, tokenizer_from_state
+from asr.selection import check_dev_is_complete, read_split
+from asr.tokenizer import Tokenizer, tokenizer_from_state
+from asr.training_corpus import Corpus, look_at_audio, report_corpus, report_findings, select_corpus
 from asr.tuned_decoder import decoder_files
 from asr.tuned_decoder import describe as describe_decoder
 from asr.warm_start import take_over
 
 logger = logging.getLogger("asr.train")  # __name__ is "__main__" under python -m
 
-MAX_LISTED_EXCLUSIONS = 10
-EXCLUDED_NAME = "excluded.jsonl"
 METRICS_NAME = "metrics.csv"
 # The report that a training ends with; asr.evaluate can make a larger one.
 NUM_WORST = 10
@@ -96,14 +90,6 @@ AUDIO_MIB = 2.0
 def main() -> int:
     """Entry point; returns the exit code."""
     return launch(train, config_name="train", schema=TrainConfig)
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """The training and dev utterances that are used, and those that are not."""
-
-    train: Selection
-    dev: Selection
 
 
 @dataclass(frozen=True)
@@ -171,7 +157,7 @@ def fit_in(
     """Train in a run directory that no other process writes to; returns the exit code."""
     run_dir, before = attempt.run_dir, attempt.before
     begin_process(config, run_dir)
-    readable, facts = look_at_audio(attempt, config, utterances)
+    readable, facts = look_at_audio(config, utterances, None if before is None else run_dir)
     if before is None:
         texts = [build.known_text(config.text, example.text) for example in readable["train"].examples]
         tokenizer = build.make_tokenizer(config.tokenizer, texts)
@@ -234,161 +220,6 @@ def begin_process(config: TrainConfig, run_dir: Path) -> None:
     # TF32's 10 bits of mantissa would be a surprise beside precision=32's 23, and are none beside bfloat16's 7.
     torch.backends.cudnn.allow_tf32 = use_bf16(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
-
-
-# ------------------------------------------------------------------ data
-
-
-def look_at_audio(
-    attempt: Attempt, config: TrainConfig, utterances: dict[str, list[Utterance]]
-) -> tuple[dict[str, Selection], dict[str, AudioFacts | None]]:
-    """Of each split what can be read, and what was found; a run that goes on keeps to what it had found.
-
-    Raises:
-        TrainingError: nothing can be read.
-    """
-    problems = None if attempt.before is None else recorded_problems(attempt.run_dir, utterances)
-    with parallel.first_before_others():
-        facts = inspect_splits(config.doctor, config.data, utterances) if problems is None else {}
-    normalise = build.make_normalise(config.text)
-    readable = {
-        split: select_readable(
-            of_split, normalise, problems[split] if problems else unusable(split, of_split, facts[split])
-        )
-        for split, of_split in utterances.items()
-    }
-    for split, selection in readable.items():
-        check_not_empty(config, split, selection)
-    return readable, facts
-
-
-def select_corpus(
-    config: TrainConfig,
-    train_readable: Selection,
-    dev_readable: Selection,
-    tokenizer: Tokenizer,
-    acoustic_model: AcousticModel,
-) -> Corpus:
-    """Decide for every utterance whether it is used; names the unknown characters.
-
-    Raises:
-        TrainingError: nothing is left to train on or to validate with.
-    """
-    tokenizer = build.make_target_tokenizer(config.text, tokenizer)
-    train_set = select_split(config, "train", train_readable, tokenizer, acoustic_model)
-    dev_set = select_split(config, "dev", dev_readable, tokenizer, acoustic_model)
-    for name, readable in (("train", train_readable), ("dev", dev_readable)):
-        utterances = [
-            dataclasses.replace(example.utterance, text=example.text)
-            for example in readable.examples
-            if tokenizer.unknown_characters(example.text)
-        ]
-        for line in report_unknown_characters(tokenizer, utterances).lines():
-            logger.warning("%s: character unknown to the tokenizer: %s", name, line)
-    for name, selection in (("train", train_set), ("dev", dev_set)):
-        check_not_empty(config, name, selection)
-    if not any(example.text for example in dev_set.examples):
-        raise TrainingError(
-            f"data.dev={config.data.dev}: no utterance has a word by which to judge the model"
-        )
-    return Corpus(train_set, dev_set)
-
-
-def check_not_empty(config: TrainConfig, split: str, selection: Selection) -> None:
-    """Stop with the reasons when no utterance can be used.
-
-    Raises:
-        TrainingError: nothing is left.
-    """
-    if not selection.examples:
-        reasons = sorted({exclusion.reason for exclusion in selection.exclusions})[:3]
-        raise TrainingError(
-            f"no usable utterance in data.{split}={getattr(config.data, split)}; "
-            f"left out because: {'; '.join(reasons)}"
-        )
-
-
-def report_corpus(corpus: Corpus, run_dir: Path) -> None:
-    """Say how much is used; list what is not, in full in ``excluded.jsonl``."""
-    for name, selection in (("train", corpus.train), ("dev", corpus.dev)):
-        seconds = sum(example.utterance.duration_seconds for example in selection.examples)
-        logger.info("%s: %d utterances, %.2f hours", name, len(selection.examples), seconds / 3600)
-        report_exclusions(name, selection.exclusions)
-    lines = [
-        {"split": name, **dataclasses.asdict(exclusion)}
-        for name, selection in (("train", corpus.train), ("dev", corpus.dev))
-        for exclusion in selection.exclusions
-    ]
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    (run_dir / EXCLUDED_NAME).write_text(text, encoding="utf-8")
-
-
-def recorded_problems(
-    run_dir: Path, utterances: dict[str, list[Utterance]]
-) -> dict[str, list[Problem | None]] | None:
-    """What an interrupted run found wrong with the audio, so that it goes on with the same batches.
-
-    None where it left no such record.
-    """
-    found: dict[tuple[str, str], Problem] = {}
-    try:
-        for line in (run_dir / EXCLUDED_NAME).read_text(encoding="utf-8").splitlines():
-            item = json.loads(line)
-            if item["problem"] in UNLEARNABLE_AUDIO:
-                found[item["split"], item["id"]] = Problem(item["problem"], item["reason"])
-    except (OSError, ValueError, KeyError):
-        return None
-    return {
-        split: [found.get((split, utterance.id)) for utterance in utterances[split]] for split in utterances
-    }
-
-
-def report_exclusions(split: str, exclusions: Sequence[Exclusion]) -> None:
-    if not exclusions:
-        return
-    seconds = sum(exclusion.duration_seconds for exclusion in exclusions)
-    logger.warning(
-        "%s: %d utterances (%.2f hours) left out, all named in excluded.jsonl:",
-        split,
-        len(exclusions),
-        seconds / 3600,
-    )
-    for exclusion in exclusions[:MAX_LISTED_EXCLUSIONS]:
-        logger.warning("  %s: %s", exclusion.id, exclusion.reason)
-
-
-def report_findings(
-    corpus: Corpus,
-    utterances: dict[str, list[Utterance]],
-    facts: dict[str, AudioFacts | None],
-    sample_rate: int,
-    run_dir: Path,
-) -> None:
-    """One line for each check and split that found something; all of it in ``findings.jsonl``.
-
-    Nothing where a run goes on, which has told it before.
-    """
-    if not facts:
-        return
-    splits = {"train": corpus.train, "dev": corpus.dev}
-    examined = [ExaminedSplit(name, utterances[name], facts[name], splits[name]) for name in splits]
-    findings = find_problems(examined, sample_rate)
-    groups: dict[tuple[str, str], list[Finding]] = defaultdict(list)
-    for finding in findings:
-        groups[finding.check, finding.split].append(finding)
-    for (check, split), found in groups.items():
-        if found[0].severity != "error":  # those have been left out, and named
-            logger.info(
-                "%s: %s: %d utterances (%.2f hours): %s, e.g. %s (%s)",
-                found[0].severity,
-                split,
-                len(found),
-                sum(finding.duration_seconds for finding in found) / 3600,
-                CHECKS[check].meaning,
-                found[0].id,
-                found[0].detail,
-            )
-    write_findings(findings, run_dir / FINDINGS_NAME)
 
 
 # ------------------------------------------------------------------ objects

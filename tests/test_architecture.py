@@ -33,6 +33,7 @@ RANKS = {
         "selection",
         "spliced",
         "sweep",
+        "training_corpus",
         "tuned_decoder",
         "tuning",
     ],
@@ -47,7 +48,7 @@ ENTRY_POINTS = set(RANKS[6])
 SIBLINGS = {("config", "errors"), ("dataset", "sampler"), ("callbacks", "module"), ("averaging", "module")}
 SIBLINGS |= {("augment", "audio"), ("augment", "manifest"), ("sweep", "evaluation")}
 SIBLINGS |= {("parity", "longform"), ("spliced", "checkpoint")}
-SIBLINGS |= {("runs", "checkpoint"), ("runs", "cli")}
+SIBLINGS |= {("runs", "checkpoint"), ("runs", "cli"), ("training_corpus", "selection")}
 SIBLINGS |= {("dev_pictures", "module"), ("profiling", "module"), ("findings", "inspection")}
 
 MAY_IMPORT = {
