@@ -112,7 +112,7 @@ def judge(folder: Path, minutes: float, manifest: Path, lm: Path, vocabulary: st
     num_folds = min(defaults.folds, len(set(groups)))
     with_lm = cross_fitted(decoded.grid, groups, num_folds, defaults.seed)
     errors = dict(zip(DECODERS, (decoded.greedy.errors, with_lm), strict=True))
-    return Judged(decoded.num_words, errors, float(validations(folder)[-1]["dev/loss"]), minutes)
+    return Judged(decoded.num_words, errors, learning_curve(folder)[-1].loss, minutes)
 
 
 def require_others(manifest: Path) -> None:
@@ -123,10 +123,33 @@ def require_others(manifest: Path) -> None:
         )
 
 
-def validations(folder: Path) -> list[dict[str, str]]:
-    """The rows of ``metrics.csv`` of the recipe made in ``folder`` that hold dev figures."""
-    with open(folder / "run" / "metrics.csv", encoding="utf-8", newline="") as file:
+def validations(run: Path) -> list[dict[str, str]]:
+    """The rows of a training's ``metrics.csv`` that hold dev figures; none where there is no such file."""
+    path = run / "metrics.csv"
+    if not path.exists():
+        return []
+    with open(path, encoding="utf-8", newline="") as file:
         return [row for row in csv.DictReader(file) if row["dev/wer"]]
+
+
+class Point(NamedTuple):
+    """A validation: after so many epochs, WER and loss per label."""
+
+    epoch: int
+    wer: float
+    loss: float
+
+
+def learning_curve(folder: Path) -> list[Point]:
+    """Of the recipe made in ``folder``; the epochs of a second training go on from those of the first."""
+    points: list[Point] = []
+    for training in ("first", "run"):
+        before = points[-1].epoch if points else 0
+        points += [
+            Point(before + int(row["epoch"]) + 1, float(row["dev/wer"]), float(row["dev/loss"]))
+            for row in validations(folder / training)
+        ]
+    return points
 
 
 def make_all(plan: Plan, options: argparse.Namespace) -> None:
@@ -204,23 +227,23 @@ def report(plan: Plan, options: argparse.Namespace, lm: Path) -> None:
 
 
 def draw_curves(plan: Plan, options: argparse.Namespace) -> None:
-    """Dev WER and loss over the epochs, a line for each training."""
+    """Dev WER and loss over the epochs, a line for each recipe and seed."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     panels = figure.subplots(1, 2)
     for number, name in enumerate(plan.trials):
         for seed in options.seeds:
-            folder = run_folder(options.output, name, seed)
-            if not (folder / "run" / "metrics.csv").exists():
+            curve = learning_curve(run_folder(options.output, name, seed))
+            if not curve:
                 continue
-            rows = validations(folder)
             style = {
                 "color": f"C{number % 10}",
                 "linewidth": 1,
+                "alpha": 1.0 if seed == options.seeds[0] else 0.5,
                 "label": name if seed == options.seeds[0] else None,
             }
-            epochs = [int(row["epoch"]) + 1 for row in rows]
-            panels[0].plot(epochs, [100 * float(row["dev/wer"]) for row in rows], **style)
-            panels[1].plot(epochs, [float(row["dev/loss"]) for row in rows], **style)
+            epochs = [point.epoch for point in curve]
+            panels[0].plot(epochs, [100 * point.wer for point in curve], **style)
+            panels[1].plot(epochs, [point.loss for point in curve], **style)
     for axes, what in zip(panels, ("dev WER, greedy, %", "dev loss per label"), strict=True):
         axes.set(xlabel="epoch", yscale="log")
         axes.set_title(what, loc="left", fontsize=10)

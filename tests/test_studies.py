@@ -91,6 +91,20 @@ def test_a_study_of_two_trainings(
     assert found["recipe"]["seeds"]["0"]["cpu_minutes"] == pytest.approx(sum(minutes))
 
 
+def test_a_learning_curve_goes_on_in_the_second_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import study_recipe
+
+    header = "epoch,step,dev/wer,dev/loss\n"
+    for name, rows in {"first": "0,5,,\n1,10,0.9,2.0\n", "run": "0,15,0.5,1.0\n2,20,0.4,0.5\n"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.csv").write_text(header + rows)
+    assert study_recipe.learning_curve(tmp_path) == [(2, 0.9, 2.0), (3, 0.5, 1.0), (5, 0.4, 0.5)]
+    assert study_recipe.learning_curve(tmp_path / "nothing") == []
+
+
 def test_names_that_would_share_a_folder(study: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     refused = study({"rate 1e-3": [], "rate 1e_3": []})
     assert refused.returncode == 1
