@@ -392,6 +392,27 @@ def test_gpu_kernels_compile_for_a_gpu(capability):
         assert compiled.asm["cubin"]
 
 
+def test_gpu_kernels_are_not_compiled_for_every_size_of_a_batch():
+    """Each variant takes a second: one for each power of two of states, whatever divides frames and strides."""
+    pytest.importorskip("triton", reason="Triton comes with torch on Linux only")
+    from asr.ctc import fused_gpu
+
+    for name in (
+        "_normalise",
+        "_follow_forward",
+        "_follow_backward",
+        "_write_softmax",
+        "_subtract_occupancies",
+    ):
+        parameters = getattr(fused_gpu, name).params
+        varying = {one.name for one in parameters if one.name.endswith("_step")} | {"num_frames", "width"}
+        specialised = {
+            one.name for one in parameters if not (one.do_not_specialize or one.is_constexpr)
+        } & varying
+        assert not specialised, name
+    assert {fused_gpu._states_block(width) for width in range(1, 65)} == {32, 64}
+
+
 def test_extreme_lengths_without_frames():
     """No frames: only the empty target has a path."""
     for backend in BACKENDS:

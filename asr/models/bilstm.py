@@ -70,13 +70,13 @@ class BiLstm(nn.Module):
         elif states.is_cuda:
             # Autocast would compute in float16, whose gradients vanish or overflow unless they are scaled.
             with torch.autocast("cuda", enabled=False):
-                states = states.float()
-                ahead, _ = self.forward_lstm(states)
-                behind, _ = self.backward_lstm(reordered(states, order))
+                ahead, behind = self._one_by_one(states.float(), order)
         else:
-            ahead, _ = self.forward_lstm(states)
-            behind, _ = self.backward_lstm(reordered(states, order))
+            ahead, behind = self._one_by_one(states, order)
         return torch.cat([ahead, reordered(behind, order)], dim=2) * mask.unsqueeze(2)
+
+    def _one_by_one(self, states: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+        return self.forward_lstm(states)[0], self.backward_lstm(reordered(states, order))[0]
 
     def _learns_in_bf16_on_cpu(self, states: Tensor) -> bool:
         return (
