@@ -91,10 +91,8 @@ def test_a_study_of_two_trainings(
     assert found["recipe"]["seeds"]["0"]["cpu_minutes"] == pytest.approx(sum(minutes))
 
 
-def test_a_learning_curve_goes_on_in_the_second_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
+@pytest.mark.usefixtures("scripts")
+def test_a_learning_curve_goes_on_in_the_second_training(tmp_path: Path) -> None:
     import study_recipe
 
     header = "epoch,step,dev/wer,dev/loss\n"
@@ -223,7 +221,7 @@ def test_weights_are_chosen_by_other_utterances_of_a_single_speaker(
     found = decoded(["ann"] * 4, [0, 0, 9, 9], [9, 9, 0, 0])
     monkeypatch.setattr(study_recipe, "decode", lambda *_: found)
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "metrics.csv").write_text("dev/wer,dev/loss\n0.5,1.25\n")
+    (tmp_path / "run" / "metrics.csv").write_text("epoch,dev/wer,dev/loss\n0,0.5,1.25\n")
     judged = study_recipe.judge(tmp_path, 1.0, tmp_path / "dev.jsonl", tmp_path / "lm.arpa", "closed")
     assert judged.errors["beam + LM"].tolist() == [9, 9, 9, 9]
     assert judged.loss == 1.25
