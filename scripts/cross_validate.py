@@ -3,7 +3,8 @@
 Each fold is prepared and trained in processes of their own and kept, so that an interrupted cross-validation goes on
 with the folds that are missing. Nothing is chosen on the speakers that are held out: the recipe is fixed, its
 *last* weights are taken rather than the best on the held-out part, the language model is estimated from
-the fold's training text, and its weights are those that do best on the other folds.
+the fold's training text, and its weights are those that do best on the other folds. ``beam + words`` allows the
+words of the training text, and says nothing of their probabilities.
 
     python scripts/cross_validate.py --corpus an4 --source AN4 --folds 5 --output cv/an4 experiment=an4
     python scripts/cross_validate.py --corpus fsdd --source FSDD --output cv/fsdd experiment=fsdd \\
@@ -70,6 +71,11 @@ class Decoded(NamedTuple):
     num_words: NDArray[np.float64]
     greedy: Trial
     grid: list[Trial]
+
+    def words_alone(self) -> Trial | None:
+        """The search among the training text's words without their probabilities; None for an open vocabulary."""
+        without = [trial for trial in self.grid if trial.option("alpha") == trial.option("beta") == 0]
+        return next((trial for trial in without if trial.option("vocabulary") == "closed"), None)
 
 
 # --------------------------------------------------------------------------- one fold
@@ -193,10 +199,11 @@ def bounds(interval: Interval) -> tuple[float, float]:
 def report(plan: Sequence[Fold], folds: Sequence[Decoded], output: Path, recipe: Recipe) -> None:
     """Table on the terminal and ``cross_validation.json``."""
     fitted = cross_fit(folds)
-    by_decoder = {
-        "greedy": [fold.greedy.errors for fold in folds],
-        "beam + LM": [one.errors for one in fitted],
-    }
+    by_decoder = {"greedy": [fold.greedy.errors for fold in folds]}
+    words_alone = [trial.errors for trial in (fold.words_alone() for fold in folds) if trial is not None]
+    if words_alone:
+        by_decoder["beam + words"] = words_alone
+    by_decoder["beam + LM"] = [one.errors for one in fitted]
     utterances = held_out(folds)
     groups = groups_of(utterances)
     table = Table(title=f"word error rate on held-out {groups.unit}s, %")
@@ -207,7 +214,7 @@ def report(plan: Sequence[Fold], folds: Sequence[Decoded], output: Path, recipe:
         speakers = {utterance.speaker for utterance in decoded.utterances} - {""}
         sizes = (len(speakers), len(decoded.utterances), int(decoded.num_words.sum()))
         table.add_row(fold.name, *map(str, sizes), *map(percent, rates), f"{one.alpha:g}", f"{one.beta:g}")
-    console = Console(soft_wrap=True)
+    console = Console(width=110, soft_wrap=True)
     console.print(table)
     summaries = [summary(name, errors, folds) for name, errors in by_decoder.items()]
     for one in summaries:
@@ -217,8 +224,8 @@ def report(plan: Sequence[Fold], folds: Sequence[Decoded], output: Path, recipe:
             f"pooled {percent(one['pooled'])} % [{percent(pooled_low)}, {percent(pooled_high)}] by {groups.unit}"  # type: ignore[arg-type]
         )
     words = np.concatenate([fold.num_words for fold in folds])
-    greedy, lm = (np.concatenate(errors) for errors in by_decoder.values())
-    paired = compare_paired(lm, greedy, words, groups=groups.names)
+    pooled = {name: np.concatenate(errors) for name, errors in by_decoder.items()}
+    paired = compare_paired(pooled["beam + LM"], pooled["greedy"], words, groups=groups.names)
     low, high = bounds(paired.interval)
     console.print(
         f"the language model changes it by {100 * paired.difference:+.2f} points "
@@ -230,9 +237,9 @@ def report(plan: Sequence[Fold], folds: Sequence[Decoded], output: Path, recipe:
             "id": utterance.id,
             "speaker": utterance.speaker,
             "words": int(size),
-            "errors": {"greedy": int(own), "beam + LM": int(fit)},
+            "errors": {name: int(errors[place]) for name, errors in pooled.items()},
         }
-        for utterance, size, own, fit in zip(utterances, words, greedy, lm, strict=True)
+        for place, (utterance, size) in enumerate(zip(utterances, words, strict=True))
     ]
     content = {
         "recipe": asdict(recipe),

@@ -126,20 +126,23 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(SCRIPTS))
 
 
-def trial(errors: Sequence[int], alpha: float) -> Trial:
+def trial(errors: Sequence[int], alpha: float, vocabulary: str) -> Trial:
     """On utterances of ten words."""
     counts = tuple(ErrorCounts(10 - error, error) for error in errors)
-    return Trial("grid", BeamLmConfig(lm="x.arpa", alpha=alpha), counts, 1.0)
+    decoder = BeamLmConfig(lm="x.arpa", alpha=alpha, beta=0.0, vocabulary=vocabulary)
+    return Trial("grid", decoder, counts, 1.0)
 
 
-def decoded(speakers: Sequence[str], *errors: Sequence[int], prefix: str = "u") -> Any:
-    """What one training does: ``errors`` under each of the language-model weights."""
+def decoded(
+    speakers: Sequence[str], *errors: Sequence[int], prefix: str = "u", vocabulary: str = "open"
+) -> Any:
+    """What one training does: ``errors`` under each of the language-model weights, of which the first are none."""
     from cross_validate import Decoded
 
     utterances = [
         Utterance(f"{prefix}{place}", "x.wav", 1.0, "x", speaker) for place, speaker in enumerate(speakers)
     ]
-    grid = [trial(own, float(alpha)) for alpha, own in enumerate(errors)]
+    grid = [trial(own, float(alpha), vocabulary) for alpha, own in enumerate(errors)]
     greedy = Trial("greedy", GreedyConfig(), grid[0].counts, 1.0)
     return Decoded(utterances, np.full(len(utterances), 10.0), greedy, grid)
 
@@ -285,6 +288,32 @@ def test_a_cross_validation_of_unknown_speakers(
     content = json.loads((tmp_path / "cross_validation.json").read_text())
     assert [one["speaker"] for one in content["utterances"]] == [name for name in speakers for _ in range(3)]
     assert [one["errors"]["greedy"] for one in content["utterances"]] == [1, 2, 5, 0, 4, 3]
+    assert "beam + words" not in printed  # an open vocabulary has no words of its own
+
+
+@pytest.mark.usefixtures("scripts")
+def test_what_the_words_alone_do_in_a_cross_validation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cross_validate import Fold, report
+    from recipes import Recipe
+
+    # Each fold's other one chooses alpha = 1, under which there is one error an utterance less.
+    folds = [
+        decoded(["ann", "ben"], [one + 1, one + 2], [one, one + 1], prefix=str(one), vocabulary="closed")
+        for one in (0, 2)
+    ]
+    report([Fold(str(place), (), tmp_path) for place in range(2)], folds, tmp_path, Recipe(("experiment=an4",)))
+    content = json.loads((tmp_path / "cross_validation.json").read_text())
+    assert [list(one["errors"].values()) for one in content["utterances"]] == [
+        [1, 1, 0],
+        [2, 2, 1],
+        [3, 3, 2],
+        [4, 4, 3],
+    ]
+    means = {one["decoder"]: one["mean"] for one in content["summaries"]}
+    assert means == pytest.approx({"greedy": 10 / 40, "beam + words": 10 / 40, "beam + LM": 6 / 40})
+    assert "beam + words: mean of folds 25.00 %" in capsys.readouterr().out
 
 
 def test_speakers_of_a_cross_validation(tmp_path: Path) -> None:
@@ -300,7 +329,11 @@ def test_speakers_of_a_cross_validation(tmp_path: Path) -> None:
             "id": name,
             "speaker": name.split("-")[1],
             "words": words.get(name, 9),
-            "errors": {"greedy": int(name in first[:30]), "beam + LM": 0 if name in words else 9},
+            "errors": {
+                "greedy": int(name in first[:30]),
+                "beam + words": int(name in first[:60]),
+                "beam + LM": 0 if name in words else 9,
+            },
         }
         for name in names
     ]
@@ -318,10 +351,10 @@ def test_speakers_of_a_cross_validation(tmp_path: Path) -> None:
 
     _, rows = run(content)
     assert rows == [
-        ["women", "7", "540", "5.6", "0.0"],
-        ["men", "5", "114", "0.0", "55.3"],
-        ["ESPnet's dev set", "8", "591", "5.1", "0.0"],
-        ["the same by ESPnet, beam of 10 without and with its LM", "8", "591", "12.9", "12.7"],
+        ["women", "7", "540", "5.6", "11.1", "0.0"],
+        ["men", "5", "114", "0.0", "0.0", "55.3"],
+        ["ESPnet's dev set", "8", "591", "5.1", "10.2", "0.0"],
+        ["there ESPnet, without and with its LM", "8", "591", "12.9", "", "12.7"],
     ]
     printed, rows = run(content[:60])
     assert "without ESPnet's dev set" in printed
