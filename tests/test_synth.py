@@ -207,6 +207,13 @@ def test_the_spelling_grammar_says_letters_numbers_dates_and_commands():
     assert 0.2 < sum(single) / len(single) < 0.4
 
 
+def test_the_digits_grammar_says_three_to_eight_digits():
+    assert vocabulary("digits") == set("zero one two three four five six seven eight nine".split())
+    grammar = Grammar(random.Random(0), "digits")
+    lengths = Counter(len(grammar.sentence().split()) for _ in range(600))
+    assert lengths == dict.fromkeys(range(3, 9), 100)
+
+
 def test_a_corpus_of_another_grammar_is_another_corpus(tmp_path):
     tiny = {"num_utterances": 6, "num_speakers": 3}
     synthesise_corpus(tmp_path / "demo", **tiny)
@@ -219,7 +226,7 @@ def test_a_corpus_of_another_grammar_is_another_corpus(tmp_path):
     assert is_complete(tmp_path / "demo", **tiny)
     spelled = synthesise_corpus(tmp_path / "demo", **tiny, grammar="spelling")
     assert spelled.was_built
-    with pytest.raises(ConfigError, match="grammar=poetry is none of assistant, spelling"):
+    with pytest.raises(ConfigError, match="grammar=poetry is none of assistant, spelling, digits"):
         synthesise_corpus(tmp_path / "demo", **tiny, grammar="poetry")
 
 

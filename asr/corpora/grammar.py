@@ -1,7 +1,8 @@
-"""Sentences for the demo corpus, from one of two grammars.
+"""Sentences for the demo corpus, from one of three grammars.
 
 ``assistant``: digits, numbers, spelled words, names, dates, times and commands. ``spelling``: random
 letters and numbers, dates and a dozen commands, what people say in AN4; the sentences are not AN4's.
+``digits``: three to eight of them, as in FSDD's connected digits.
 
 Every sentence is in spoken form ("nineteen ninety four"). Spelled letters are single capitals, the
 form in which :func:`asr.corpora.espeak.speak` reads letter names; the transcript is the lower-case
@@ -158,6 +159,9 @@ GRAMMARS = {
     "assistant": _rules(_WORDS, _PHRASES),
     "spelling": _rules(
         ("letter", "unit", "teen", "tens", "month", "unit_ordinal", "teen_ordinal"), _SPELLING_PHRASES
+    ),
+    "digits": _rules(
+        ("digit",), {"sentence": tuple(" ".join(["{digit}"] * count) for count in range(3, 9))}
     ),
 }
 DEFAULT_GRAMMAR = "assistant"
