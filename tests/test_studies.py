@@ -303,7 +303,9 @@ def test_what_the_words_alone_do_in_a_cross_validation(
         decoded(["ann", "ben"], [one + 1, one + 2], [one, one + 1], prefix=str(one), vocabulary="closed")
         for one in (0, 2)
     ]
-    report([Fold(str(place), (), tmp_path) for place in range(2)], folds, tmp_path, Recipe(("experiment=an4",)))
+    report(
+        [Fold(str(place), (), tmp_path) for place in range(2)], folds, tmp_path, Recipe(("experiment=an4",))
+    )
     content = json.loads((tmp_path / "cross_validation.json").read_text())
     assert [list(one["errors"].values()) for one in content["utterances"]] == [
         [1, 1, 0],

@@ -160,9 +160,7 @@ GRAMMARS = {
     "spelling": _rules(
         ("letter", "unit", "teen", "tens", "month", "unit_ordinal", "teen_ordinal"), _SPELLING_PHRASES
     ),
-    "digits": _rules(
-        ("digit",), {"sentence": tuple(" ".join(["{digit}"] * count) for count in range(3, 9))}
-    ),
+    "digits": _rules(("digit",), {"sentence": tuple(" ".join(["{digit}"] * count) for count in range(3, 9))}),
 }
 DEFAULT_GRAMMAR = "assistant"
 _SLOT = re.compile(r"{(\w+)}")
